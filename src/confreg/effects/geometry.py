@@ -1,0 +1,98 @@
+"""What ablating one neuron does to the final norm's scale, exactly.
+
+For token t let x be the final residual, a the neuron's activation, v its ablation value,
+δ = v − a and w its output weight. Ablation replaces x by x' = x + α w + κ m̂, where α = δ
+and κ = 0, except in models that normalise the MLP's output m before adding it: there
+α = δ/s_m', κ = s_m/s_m' − 1 and m̂ = N_p(m) (without its bias). The raw logits are then
+
+    ℓ' = c₀ + temper (ℓ − c₀) + gain u + carry μ,      u = W_U(γ∘P w),  μ = W_U(γ∘P m̂)
+
+with ``temper`` = s/s', ``gain`` = α/s', ``carry`` = κ/s' for the total effect and
+1, α/s, κ/s for the direct effect (the final norm's scale frozen).
+"""
+
+import torch
+
+
+class Coefficients:
+    """How one variant of an ablation moves raw logits: three numbers a neuron and token.
+
+    Attributes
+    ----------
+    temper, gain : Tensor (n, T) float32
+    carry : Tensor (n, T) float32, or None where the model has no post-norm
+    """
+
+    def __init__(self, temper, gain, carry=None):
+        self.temper = temper
+        self.gain = gain
+        self.carry = carry
+
+
+def final_norm_change(readout, residual, directions, alpha, kappa=None, carried=None):
+    """Coefficients of the total and of the direct effect.
+
+    Parameters
+    ----------
+    readout : Readout
+    residual : Tensor (T, d)
+        Final residual, unablated.
+    directions : Tensor (n, d)
+        What each neuron writes: w, or γ_p∘P_p w under a post-norm.
+    alpha : Tensor (n, T)
+    kappa, carried : Tensor (n, T) and (T, d), or None
+        κ and m̂ of a post-norm.
+
+    Returns
+    -------
+    dict of str to Coefficients
+        Keys ``"total"`` and ``"direct"``.
+    """
+    d = residual.shape[-1]
+    px, pw = readout.centre(residual), readout.centre(directions)
+    s2 = px.square().mean(-1) + readout.eps
+    grown = 2 * alpha * (pw @ px.T) + alpha.square() * pw.square().sum(-1, keepdim=True)
+    if kappa is not None:
+        pm = readout.centre(carried)
+        grown = grown + 2 * kappa * (px * pm).sum(-1) + kappa.square() * pm.square().sum(-1)
+        grown = grown + 2 * alpha * kappa * (pw @ pm.T)
+    # The ablated scale is at least √ε; rounding must not take it below.
+    after = (s2 + grown / d).clamp_min(readout.eps).sqrt()
+    before = s2.sqrt()
+    carry = (None, None) if kappa is None else (kappa / after, kappa / before)
+    return {
+        "total": Coefficients(before / after, alpha / after, carry[0]),
+        "direct": Coefficients(torch.ones_like(after), alpha / before, carry[1]),
+    }
+
+
+def post_norm_change(gain, centred, eps, written, output, delta):
+    """α, κ and directions of a model that normalises the MLP's output before adding it.
+
+    Parameters
+    ----------
+    gain : Tensor (d,)
+        γ_p of the post-norm.
+    centred, eps
+        Of the post-norm.
+    written : Tensor (n, d)
+        Output weights w of the neurons.
+    output : Tensor (T, d)
+        The MLP's output m, before the post-norm.
+    delta : Tensor (n, T)
+
+    Returns
+    -------
+    alpha, kappa : Tensor (n, T)
+    directions : Tensor (n, d)
+        γ_p ∘ P_p w.
+    carried : Tensor (T, d)
+        m̂ = γ_p ∘ P_p m / s_m, the post-norm's output without its bias.
+    """
+    centre = (lambda x: x - x.mean(-1, keepdim=True)) if centred else (lambda x: x)
+    pm, pw = centre(output), centre(written)
+    s2 = pm.square().mean(-1) + eps
+    grown = 2 * delta * (pw @ pm.T) + delta.square() * pw.square().sum(-1, keepdim=True)
+    after = (s2 + grown / output.shape[-1]).clamp_min(eps).sqrt()
+    before = s2.sqrt()
+    return delta / after, before / after - 1, gain * pw, gain * pm / before[:, None]
