@@ -1,0 +1,1 @@
+"""confreg: find and measure confidence-regulation neurons in language models."""
