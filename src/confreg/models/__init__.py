@@ -1,1 +1,6 @@
-"""."""
+"""What the network looks like: architecture table, loading, readout."""
+
+from confreg.models.loading import describe, load
+from confreg.models.model import Description, Model
+
+__all__ = ["Description", "Model", "describe", "load"]

@@ -1,0 +1,223 @@
+"""`load` and `describe`: a model, or what can be said of it without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from confreg.errors import ConfregError
+from confreg.models.model import Description, Model, describe_config
+from confreg.models.quiet import quiet
+from confreg.models.sources import Source, locate
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+    from confreg.models.architectures import Architecture
+
+
+def describe(name: str, revision: str | None = None, dtype: str | None = None) -> Description:
+    """Say what a model is from its configuration and its tokenizer alone.
+
+    Parameters
+    ----------
+    name : str
+        As for `load`.
+    revision : str, optional
+        Of a Hub id.
+    dtype : str, optional
+        In place of the checkpoint's own.
+
+    Raises
+    ------
+    ConfregError
+        The model cannot be found or reached, has no tokenizer, or has an architecture that
+        confreg does not measure.
+    """
+    return _describe(locate(name, revision), dtype)
+
+
+def load(
+    name: str,
+    profile: Any = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    weights: bool = True,
+) -> Model:
+    """Load a model for tracing.
+
+    Parameters
+    ----------
+    name : str
+        ``smollm2-135m``; a folder with safetensors or one GGUF; a GGUF file; a Hugging Face
+        id, ``owner/model`` or ``owner/model@revision``.
+    profile : Placement, optional
+        Where the weights go; by default all on the CPU.
+    dtype : str, optional
+        "float32", "bfloat16", "float16", or a quantization ("int8", "nf4", "fp4", "fp8").
+        Default: the profile's, else the checkpoint's own.
+    revision : str, optional
+        Of a Hub id.
+    weights : bool
+        False for a remote run: only the structure is built, on the meta device.
+
+    Raises
+    ------
+    ConfregError
+        As for `describe`; a dtype that does not exist, or weights that cannot be read.
+    """
+    from nnsight import TransformersModel
+
+    dtype = dtype or (profile.dtype if profile is not None else None)
+    source = locate(name, revision)
+    described = _describe(source, dtype)
+    if not weights:
+        with quiet():
+            nn = TransformersModel(
+                source.path,
+                revision=None if source.local else source.revision,
+                task="text-generation",
+                tokenizer=described.tokenizer,
+                dtype=dtype or "auto",
+            )
+        return Model(nn, described)
+    network = _read(source, described, profile)
+    network.eval().requires_grad_(False)
+    with quiet():
+        nn = TransformersModel(network, task="text-generation", tokenizer=described.tokenizer)
+    return Model(nn, described)
+
+
+def _describe(source: Source, dtype: str | None) -> Description:
+    from transformers import AutoConfig
+
+    if dtype is not None:
+        dtype = _check_dtype(dtype)
+    with quiet(), _named(source, "configuration"):
+        config = AutoConfig.from_pretrained(source.path, **source.keywords())
+    # The architecture is checked before anything else of the model is fetched.
+    from confreg.models import architectures
+
+    row = architectures.find(config, source.name)
+    if source.gguf and dtype is None:
+        dtype = "float32"  # what transformers dequantises to
+    described = describe_config(
+        config,
+        _tokenizer(source),
+        source.name,
+        source.revision or getattr(config, "_commit_hash", None),
+        dtype,
+        _sizes(config, row),
+    )
+    return described
+
+
+def _read(source: Source, described: Description, profile: Any) -> Any:
+    """Read the weights, and put them where the profile says."""
+    from nnsight.modeling.quantization import resolve_load_kwargs
+    from transformers import AutoModelForCausalLM
+
+    words: dict[str, Any] = {"dtype": described.dtype, **source.keywords()}
+    if profile is not None:
+        words |= profile.keywords(described, source)
+    with quiet(), _named(source, "weights"):
+        return AutoModelForCausalLM.from_pretrained(source.path, **resolve_load_kwargs(words))
+
+
+def _tokenizer(source: Source) -> Any:
+    from transformers import AutoTokenizer
+
+    with quiet(), _named(source, "tokenizer"):
+        return AutoTokenizer.from_pretrained(source.path, **source.keywords())
+
+
+@contextmanager
+def _named(source: Source, part: str) -> Iterator[None]:
+    """Turn whatever the Hub and transformers raise into one sentence about ``source``."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise ConfregError(_sentence(source, part, error)) from error
+
+
+def _sentence(source: Source, part: str, error: BaseException) -> str:
+    kinds = set()
+    cause: BaseException | None = error
+    while cause is not None:
+        kinds |= {kind.__name__ for kind in type(cause).__mro__}
+        cause = cause.__cause__ or cause.__context__
+    name = source.name + (f"@{source.revision}" if source.revision and not source.local else "")
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if source.local:
+        return f"The {part} of {name} cannot be read from {source.path}: {first}"
+    if "GatedRepoError" in kinds:
+        return (
+            f"{name} is gated on the Hugging Face Hub: accept its conditions on its page, then "
+            "log in with `hf auth login` or set HF_TOKEN."
+        )
+    if "RevisionNotFoundError" in kinds:
+        return f"The Hugging Face Hub has no revision {source.revision!r} of {source.path}."
+    if "RepositoryNotFoundError" in kinds or "HFValidationError" in kinds:
+        return (
+            f"There is no model {name!r}: it is no folder here, and the Hugging Face Hub has no "
+            "such id (or it is private: log in with `hf auth login`)."
+        )
+    if "OfflineModeIsEnabled" in kinds:
+        return (
+            f"{name} is not in the local Hugging Face cache, and HF_HUB_OFFLINE forbids asking "
+            "the Hub. Unset it, or name a local folder."
+        )
+    if kinds & {"LocalEntryNotFoundError", "ConnectError", "ConnectionError", "TimeoutException"}:
+        return (
+            f"The Hugging Face Hub cannot be reached, and the {part} of {name} is not in the "
+            "local cache. Check the network, or use a local folder or `smollm2-135m`."
+        )
+    return f"The {part} of {name} cannot be loaded: {first}"
+
+
+def _check_dtype(dtype: str) -> str:
+    from nnsight.modeling.quantization import QUANTIZATIONS
+
+    dtype = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}.get(
+        dtype, dtype
+    )
+    known = ["float32", "bfloat16", "float16", *QUANTIZATIONS]
+    if dtype not in known:
+        raise ConfregError(f"There is no dtype {dtype!r}. There are: {', '.join(known)}.")
+    return dtype
+
+
+def _sizes(config: PretrainedConfig, row: Architecture) -> dict[str, int]:
+    """Parameters per module that is placed as a whole, counted on a weightless model."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with quiet(), torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config)
+    return module_sizes(network, row)
+
+
+def module_sizes(network: torch.nn.Module, row: Architecture) -> dict[str, int]:
+    """Count the parameters of every module that is placed as a whole.
+
+    Those are each decoder layer and, outside the layers, every smallest module that owns
+    parameters or buffers (embeddings, final norm, unembedding, rotary tables). A tied
+    unembedding counts 0.
+    """
+    sizes: dict[str, int] = {}
+    seen: set[int] = set()
+
+    def visit(path: str, module: torch.nn.Module) -> None:
+        inner = row.layers.startswith(path + ".") or path == "" or path == row.layers
+        if inner:
+            for child, part in module.named_children():
+                visit(f"{path}.{child}" if path else child, part)
+            return
+        parameters = [p for p in module.parameters() if id(p) not in seen]
+        seen.update(map(id, parameters))
+        sizes[path] = sum(p.numel() for p in parameters)
+
+    visit("", network)
+    return sizes

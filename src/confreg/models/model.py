@@ -1,0 +1,207 @@
+"""`Model`: a network that nnsight can trace, with the names a recipe needs."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from confreg.errors import ConfregError
+from confreg.models import architectures
+from confreg.models.architectures import Architecture, resolve
+
+if TYPE_CHECKING:
+    import torch
+    from nnsight import TransformersModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a model before its weights are read.
+
+    Attributes
+    ----------
+    name, revision : str
+        As the dataset records them; ``revision`` is "" where there is none.
+    dtype : str
+        "float32", "bfloat16", "nf4" ...
+    n_layers, n_neurons, d_model, vocab_size : int
+        Layers; neurons of one layer; width of the residual stream; rows of the unembedding.
+    vocab_real : int
+        Tokens that the tokenizer owns; the unembedding's rows beyond them are padding.
+    max_length : int or None
+        Longest sequence that the model has positions for.
+    sizes : dict of str to int
+        Parameters of every module that is placed as a whole: each layer, the embeddings, the
+        final norm, the unembedding (0 where it is tied). Empty for a wrapped model.
+    """
+
+    name: str
+    revision: str
+    dtype: str
+    row: Architecture
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    n_layers: int
+    n_neurons: int
+    d_model: int
+    vocab_size: int
+    vocab_real: int
+    max_length: int | None
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> str:
+        """transformers' name of the model's family."""
+        return self.row.model_type
+
+    @property
+    def parameters(self) -> int:
+        """Parameters, tied ones counted once."""
+        return sum(self.sizes.values())
+
+    @property
+    def bytes(self) -> int:
+        """Size of the weights in ``dtype``."""
+        return int(self.parameters * bytes_per_parameter(self.dtype))
+
+    def layer(self, index: int) -> int:
+        """Return a layer's number, counting negative ones from the end.
+
+        Raises
+        ------
+        ConfregError
+            The model has no such layer.
+        """
+        if not -self.n_layers <= index < self.n_layers:
+            raise ConfregError(
+                f"{self.name} has layers 0 to {self.n_layers - 1} (or -{self.n_layers} to -1 "
+                f"from the end); there is no layer {index}."
+            )
+        return index % self.n_layers
+
+
+def bytes_per_parameter(dtype: str) -> float:
+    """Bytes of one stored weight of a dtype or quantization that nnsight names."""
+    from nnsight.modeling.mixins.remotable import bytes_per_element
+
+    return float(bytes_per_element(dtype))
+
+
+def describe_config(
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    revision: str | None = None,
+    dtype: str | None = None,
+    sizes: dict[str, int] | None = None,
+) -> Description:
+    """Build a `Description` from a configuration and a tokenizer; no weights are needed."""
+    row = architectures.find(config, name)
+    vocab = int(config.vocab_size)
+    own = str(config.dtype).removeprefix("torch.") if config.dtype is not None else "float32"
+    return Description(
+        name=name,
+        revision=revision or "",
+        dtype=dtype or own,
+        row=row,
+        config=config,
+        tokenizer=tokenizer,
+        n_layers=int(config.num_hidden_layers),
+        n_neurons=row.n_neurons(config),
+        d_model=int(config.hidden_size),
+        vocab_size=vocab,
+        vocab_real=min(vocab, len(tokenizer)),
+        max_length=getattr(config, "max_position_embeddings", None),
+        sizes=sizes or {},
+    )
+
+
+class Model:
+    """A network wrapped by nnsight.
+
+    Made by `load` or `Model.wrap`. Everything of `Description` is an attribute of the model
+    too. ``with model.trace(inputs):`` is nnsight's own trace.
+
+    Attributes
+    ----------
+    nn : nnsight.TransformersModel
+    trace : callable
+        ``nn.trace``, without a key-value cache.
+    final_norm, unembedding : nnsight envoys
+    readout : dict
+        ``centred``, ``eps``, ``scale``, ``softcap``.
+    post_readout : dict or None
+        ``centred``, ``eps`` of the norm after the MLP.
+    multiplier : float
+        What the MLP's output is multiplied by before it is added (Granite), else 1.
+    """
+
+    def __init__(self, nn: TransformersModel, description: Description) -> None:
+        self.nn = nn
+        self.description = known = description
+        self.name, self.revision, self.dtype = known.name, known.revision, known.dtype
+        self.architecture, self.config = known.architecture, known.config
+        self.tokenizer = known.tokenizer
+        self.n_layers, self.n_neurons = known.n_layers, known.n_neurons
+        self.d_model, self.max_length = known.d_model, known.max_length
+        self.vocab_size, self.vocab_real = known.vocab_size, known.vocab_real
+        # nnsight reads the caller's frame: a Python function in between would hide the body.
+        self.trace = functools.partial(nn.trace, use_cache=False)
+        row = description.row
+        self.final_norm = resolve(nn, row.final_norm)
+        self.unembedding = resolve(nn, row.unembedding)
+        self.readout = row.readout(description.config)
+        self.post_readout = row.post_readout(description.config)
+        self.multiplier = float(row.multiplier(description.config))
+
+    def __repr__(self) -> str:
+        """Name, family, shape and dtype."""
+        return (
+            f"Model({self.name!r}, {self.architecture}, {self.n_layers} layers of "
+            f"{self.n_neurons} neurons, {self.dtype})"
+        )
+
+    @classmethod
+    def wrap(
+        cls,
+        network: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str | None = None,
+    ) -> Model:
+        """Make a `Model` of a causal language model that is already loaded.
+
+        The network is put into evaluation mode and its parameters need no gradients from then
+        on; it is otherwise left as it is.
+        """
+        from nnsight import TransformersModel
+
+        name = name or network.name_or_path or type(network).__name__
+        described = describe_config(
+            network.config, tokenizer, name, dtype=str(network.dtype).removeprefix("torch.")
+        )
+        network.eval().requires_grad_(False)
+        nn = TransformersModel(network, task="text-generation", tokenizer=tokenizer)
+        return cls(nn, described)
+
+    def layer(self, index: int) -> int:
+        """Return a layer's number, counting negative ones from the end."""
+        return self.description.layer(index)
+
+    def down_proj(self, layer: int) -> Any:
+        """Envoy of a layer's down-projection, whose input are the neurons."""
+        return resolve(self._block(layer), self.description.row.down_projection)
+
+    def post_norm(self, layer: int) -> Any | None:
+        """Envoy of the norm that a layer applies to its MLP's output, or None."""
+        path = self.description.row.post_norm
+        return None if path is None else resolve(self._block(layer), path)
+
+    def _block(self, layer: int) -> Any:
+        return resolve(self.nn, self.description.row.layers)[self.layer(layer)]
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the device of the embeddings."""
+        return next(self.nn._module.parameters()).device
