@@ -1,0 +1,230 @@
+"""Text cut into labelled token sequences."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from confreg.errors import ConfregError
+from confreg.tokens.pieces import piece_texts
+from confreg.tokens.sources import Corpus
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FIRST_KEPT_POSITION = 3  # the first positions attend to next to nothing
+PIECE_LENGTH = 1_000_000  # characters given to the tokenizer at once
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTable:
+    """Token sequences and, for every token, its labels. T tokens in all.
+
+    Attributes
+    ----------
+    sequences
+        The sequences fed to the model, each int64 of shape (length,), length at most
+        ``sequence_length``; laid end to end they are ``token_id``.
+    sequence, position
+        Which sequence, and where in it: int64 (T,).
+    token_id, next_token_id
+        The token and the one that follows it in its sequence, -1 where none does: int64 (T,).
+    keep
+        Whether reductions count the token, bool (T,): its position is 3 or more, it has a
+        next token, and neither of the two is special.
+    text
+        What the token reads as, see :func:`confreg.tokens.pieces.piece_texts`: object (T,).
+    corpus, corpus_hash
+        The corpus's description; SHA-256 over the token ids and where they were cut.
+    tokenizer
+        The tokenizer's name.
+    sequence_length
+        The length to which sequences were cut.
+    """
+
+    sequences: list[np.ndarray]
+    sequence: np.ndarray
+    position: np.ndarray
+    token_id: np.ndarray
+    next_token_id: np.ndarray
+    keep: np.ndarray
+    text: np.ndarray
+    corpus: str
+    corpus_hash: str
+    tokenizer: str
+    sequence_length: int
+
+    def __len__(self) -> int:
+        """Return the number of tokens, T."""
+        return len(self.token_id)
+
+
+def cut(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    sequence_length: int = 256,
+    max_tokens: int | None = None,
+    per_document: bool = False,
+) -> TokenTable:
+    """Cut a corpus into sequences of one length and label every token.
+
+    Every sequence begins with BOS where the tokenizer has one. Documents are joined by EOS,
+    where the tokenizer has one, and run on across sequences; with ``per_document`` each
+    document begins a sequence instead. A last partial sequence is kept. The corpus is read
+    no further than needed.
+
+    Parameters
+    ----------
+    corpus
+        From :func:`confreg.tokens.read`.
+    tokenizer
+        A transformers tokenizer. Its own template of special tokens is not used.
+    sequence_length
+        Tokens in a sequence, BOS included; at least 2.
+    max_tokens
+        At most as many tokens in the table, at least 3; None: all.
+    per_document
+        Cut every document anew.
+
+    Raises
+    ------
+    ConfregError
+        If the lengths make no sense, or the corpus yields fewer than 2 tokens.
+    """
+    if sequence_length < 2:
+        raise ConfregError(
+            f"sequence_length is {sequence_length}: it must be at least 2, since a token "
+            "is predicted from the one before it."
+        )
+    if max_tokens is not None and max_tokens < 3:
+        raise ConfregError(f"max_tokens is {max_tokens}: it must be at least 3, BOS and a pair.")
+    n_bos = len(_ids(tokenizer.bos_token_id))
+    stream = _sequences(corpus, tokenizer, sequence_length, per_document)
+    sequences = _take(stream, max_tokens, shortest=1 + n_bos)
+    text_tokens = sum(map(len, sequences)) - n_bos * len(sequences)
+    if text_tokens < 2:
+        raise ConfregError(
+            f"The corpus ({corpus.name}) yields {text_tokens} token"
+            f"{'' if text_tokens == 1 else 's'}: at least 2 are needed to predict one."
+        )
+    return _label(sequences, tokenizer, corpus.name, sequence_length)
+
+
+def encode(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[bool, list[int]]]:
+    """Tokenise a corpus without special tokens, as pairs (begins a document, token ids).
+
+    A document of more than a million characters comes in parts that end where a line does,
+    so that memory stays bounded. Empty documents are skipped.
+    """
+    for document in corpus.documents():
+        begins = True
+        for part in _parts(document):
+            # verbose=False: "sequence longer than the maximum" is no news, we cut it.
+            ids = tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
+            if ids:
+                yield begins, ids
+                begins = False
+
+
+def _parts(document: str) -> Iterator[str]:
+    start = 0
+    while len(document) - start > PIECE_LENGTH:
+        newline = document.rfind("\n", start, start + PIECE_LENGTH)
+        end = newline + 1 if newline >= start else start + PIECE_LENGTH
+        yield document[start:end]
+        start = end
+    yield document[start:]
+
+
+def _ids(token_id: Any) -> list[int]:
+    """Return a special token as a list, empty where the tokenizer has none."""
+    return [] if token_id is None else [token_id]
+
+
+def _sequences(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int, per_document: bool
+) -> Iterator[list[int]]:
+    bos = _ids(tokenizer.bos_token_id)
+    separator = [] if per_document else _ids(tokenizer.eos_token_id)
+    room = length - len(bos)
+    held: list[int] = []
+    for number, (begins, ids) in enumerate(encode(corpus, tokenizer)):
+        if begins and number:
+            if per_document and held:
+                yield bos + held
+                held = []
+            held += separator
+        held += ids
+        full = len(held) - len(held) % room
+        for start in range(0, full, room):
+            yield bos + held[start : start + room]
+        held = held[full:]
+    if held:
+        yield bos + held
+
+
+def _take(
+    sequences: Iterator[list[int]], max_tokens: int | None, shortest: int
+) -> list[np.ndarray]:
+    """Collect sequences up to ``max_tokens`` tokens, and ask for none that would not fit.
+
+    None shorter than ``shortest`` is taken: a lone BOS says nothing.
+    """
+    taken: list[np.ndarray] = []
+    left = max_tokens
+    while left is None or left >= shortest:
+        ids = next(sequences, None)
+        if ids is None:
+            break
+        taken.append(np.asarray(ids[:left], dtype=np.int64))
+        if left is not None:
+            left -= len(taken[-1])
+    return taken
+
+
+def _label(
+    sequences: list[np.ndarray], tokenizer: PreTrainedTokenizerBase, corpus: str, length: int
+) -> TokenTable:
+    lengths = np.array([len(ids) for ids in sequences])
+    token_id = np.concatenate(sequences)
+    position = np.concatenate([np.arange(count) for count in lengths])
+    next_token_id = np.append(token_id[1:], -1)
+    next_token_id[np.cumsum(lengths) - 1] = -1
+    special = np.array(tokenizer.all_special_ids, dtype=np.int64)
+    keep = (
+        (position >= FIRST_KEPT_POSITION)
+        & (next_token_id >= 0)
+        & ~np.isin(token_id, special)
+        & ~np.isin(next_token_id, special)
+    )
+    return TokenTable(
+        sequences=sequences,
+        sequence=np.repeat(np.arange(len(sequences)), lengths),
+        position=position,
+        token_id=token_id,
+        next_token_id=next_token_id,
+        keep=keep,
+        text=_texts(tokenizer, token_id),
+        corpus=corpus,
+        corpus_hash=_hash(token_id, lengths),
+        tokenizer=str(tokenizer.name_or_path or type(tokenizer).__name__),
+        sequence_length=length,
+    )
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, token_id: np.ndarray) -> np.ndarray:
+    used, where = np.unique(token_id, return_inverse=True)
+    texts = np.empty(len(used), dtype=object)
+    texts[:] = piece_texts(tokenizer, used.tolist())
+    return texts[where]
+
+
+def _hash(token_id: np.ndarray, lengths: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in (lengths, token_id):
+        digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
+    return digest.hexdigest()
