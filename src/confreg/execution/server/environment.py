@@ -1,0 +1,205 @@
+"""The Python environment that an NDIF server of one's own runs in.
+
+NDIF 0.1 needs Python 3.12 or 3.13 and pins that a client does not share, so the server never
+runs in the client's environment. It is built once, in the user's cache, and reused.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from confreg.errors import ConfregError
+
+PYTHONS = ("3.12", "3.13")
+
+# nnsight 0.8.1 on the server fails every deployment of ndif 0.1.2.
+PINS = (
+    "ndif[api,ray]==0.1.2",
+    "nnsight==0.8.0",
+    "transformers==5.22.2",
+    "torch==2.15.0",
+    "ray[default]==2.60.0",
+    "moto[server]==5.2.5",
+)
+
+_COMPLETE = "complete.json"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A finished environment.
+
+    Attributes
+    ----------
+    folder : Path
+    version : str
+        Of its Python, ``"3.12"``.
+    """
+
+    folder: Path
+    version: str
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.folder / "bin" / "python"
+
+
+def cache_folder() -> Path:
+    """Where servers are kept: ``$CONFREG_CACHE/ndif``, or in the user's cache directory."""
+    if override := os.environ.get("CONFREG_CACHE"):
+        return Path(override).expanduser() / "ndif"
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("confreg")) / "ndif"
+
+
+def redis_server() -> str:
+    """Path of the system's ``redis-server``.
+
+    Raises
+    ------
+    ConfregError
+        It is not installed.
+    """
+    # Debian keeps it in a folder that is not on every user's PATH.
+    found = shutil.which("redis-server") or shutil.which("redis-server", path="/usr/sbin:/sbin")
+    if found is None:
+        raise ConfregError(
+            "An NDIF server needs redis-server, which is not installed: "
+            "`apt-get install redis-server`, `brew install redis` or `conda install redis`."
+        )
+    return found
+
+
+def find_python() -> tuple[str, str]:
+    """A Python that NDIF runs on, and its version: ``("/usr/bin/python3.12", "3.12")``.
+
+    ``CONFREG_NDIF_PYTHON`` names one; else this very interpreter, the ones on the PATH and
+    those of pyenv are tried.
+
+    Raises
+    ------
+    ConfregError
+        There is none.
+    """
+    given = os.environ.get("CONFREG_NDIF_PYTHON")
+    for candidate in [given] if given else _candidates():
+        version = _version(candidate)
+        if version in PYTHONS:
+            return candidate, version
+    wanted = " or ".join(PYTHONS)
+    if given:
+        raise ConfregError(f"CONFREG_NDIF_PYTHON={given!r} is not a Python {wanted}.")
+    raise ConfregError(
+        f"An NDIF server needs Python {wanted} (with venv), and none was found. Install one "
+        "(`pyenv install 3.12`, `uv python install 3.12`, `apt-get install python3.12-venv`) "
+        "or set CONFREG_NDIF_PYTHON to its path."
+    )
+
+
+def _candidates() -> Iterator[str]:
+    yield sys.executable
+    for version in PYTHONS:
+        if found := shutil.which(f"python{version}"):
+            yield found
+        # A shim of pyenv on the PATH refuses to run while another version is selected.
+        root = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
+        yield from map(str, sorted(root.glob(f"versions/{version}.*/bin/python{version}")))
+
+
+def _version(python: str) -> str | None:
+    """``"3.12"`` where ``python`` runs and can make environments."""
+    code = "import ensurepip, sys, venv; print('%d.%d' % sys.version_info[:2])"
+    try:
+        done = subprocess.run(
+            [python, "-c", code], capture_output=True, text=True, check=False, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def existing() -> Environment | None:
+    """The environment, where it has been built already."""
+    for version in PYTHONS:
+        environment = Environment(_folder(version), version)
+        if (environment.folder / _COMPLETE).is_file() and environment.python.exists():
+            return environment
+    return None
+
+
+def build() -> Environment:
+    """Return the environment, building it the first time (minutes, 6 GB with CUDA's torch).
+
+    pip's own settings count: with ``PIP_EXTRA_INDEX_URL`` naming an index that has CPU builds
+    of torch, the environment is a fifth of the size.
+
+    Raises
+    ------
+    ConfregError
+        No Python, or pip failed: its last lines and where its log is.
+    """
+    if (found := existing()) is not None:
+        return found
+    python, version = find_python()
+    environment = Environment(_folder(version), version)
+    environment.folder.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(environment.folder.with_suffix(".lock")):
+        if existing() is None:  # else another process built it while this one waited
+            _install(python, environment)
+    return environment
+
+
+def _install(python: str, environment: Environment) -> None:
+    folder, log = environment.folder, environment.folder.with_suffix(".log")
+    shutil.rmtree(folder, ignore_errors=True)
+    print(
+        f"confreg: building the NDIF server's environment in {folder}, once; "
+        f"this takes minutes (log: {log}) ...",
+        file=sys.stderr,
+        flush=True,
+    )
+    with log.open("w") as output:
+        for command in (
+            [python, "-m", "venv", str(folder)],
+            [str(environment.python), "-m", "pip", "install", "--disable-pip-version-check", *PINS],
+        ):
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+            if done.returncode:
+                tail = " ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
+                raise ConfregError(
+                    f"Could not build the NDIF server's environment: {tail} (log: {log})"
+                )
+    # Written last and in one step: an interrupted installation is never taken for a whole one.
+    marker = folder / (_COMPLETE + ".part")
+    marker.write_text(json.dumps({"python": environment.version, "pins": PINS}))
+    marker.replace(folder / _COMPLETE)
+
+
+def _folder(version: str) -> Path:
+    key = hashlib.sha256("\n".join(PINS).encode()).hexdigest()[:12]
+    return cache_folder() / f"python{version}-{key}"
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
