@@ -1,0 +1,119 @@
+"""A unit of work as what one trace takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from confreg import effects
+
+if TYPE_CHECKING:
+    from confreg.execution.plan import Plan
+    from confreg.tokens import TokenTable
+
+
+@dataclass(frozen=True)
+class TokenBlock:
+    """Some tokens, and the sequences that must be run to predict them.
+
+    Attributes
+    ----------
+    inputs : Tensor (B, L) int64
+        Padded on the right: a causal model's earlier positions cannot see the padding.
+    positions : Tensor (T,) int64
+        Where the tokens are in the flattened inputs.
+    targets : Tensor (T,) int64
+        Next token, -1 where there is none.
+    keep : Tensor (T,) bool
+    """
+
+    inputs: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    keep: torch.Tensor
+
+
+def token_block(table: TokenTable, start: int, stop: int) -> TokenBlock:
+    """Tokens ``start`` to ``stop`` of a table.
+
+    A sequence is cut behind its last token in the block, so sequences that begin or end
+    inside the block cost no more than they must.
+    """
+    sequence, position = table.sequence[start:stop], table.position[start:stop]
+    first, last = int(sequence[0]), int(sequence[-1])
+    lengths = [int(position[sequence == s].max()) + 1 for s in range(first, last + 1)]
+    inputs = np.zeros((len(lengths), max(lengths)), dtype=np.int64)
+    for row, length in enumerate(lengths):
+        inputs[row, :length] = table.sequences[first + row][:length]
+    return TokenBlock(
+        torch.from_numpy(inputs),
+        torch.from_numpy((sequence - first) * inputs.shape[1] + position),
+        torch.from_numpy(np.ascontiguousarray(table.next_token_id[start:stop])),
+        torch.from_numpy(np.ascontiguousarray(table.keep[start:stop])),
+    )
+
+
+def make_batch(
+    plan: Plan, neuron_unit: int, token_unit: int, values: np.ndarray | None
+) -> effects.Batch:
+    """The batch of one unit.
+
+    Parameters
+    ----------
+    values : ndarray (n,) float32 or None
+        Ablation values of the plan's neurons; None where the trace finds them itself.
+    """
+    start, stop = plan.neuron_units[neuron_unit]
+    layer = int(plan.neurons.layer[start])
+    units = len(plan.neuron_units) * len(plan.token_units)
+    block = token_block(plan.table, *plan.token_units[token_unit])
+    engine = plan.engine[layer]
+    copies = 1 + (stop - start) if engine == "forward" else 1
+    return effects.Batch(
+        inputs=block.inputs.repeat(copies, 1),
+        rows=len(block.inputs),
+        positions=block.positions,
+        targets=block.targets,
+        keep=block.keep,
+        layer=layer,
+        neurons=torch.from_numpy(plan.neurons.index[start:stop].copy()),
+        width=plan.model.n_neurons,
+        values=None if values is None else torch.from_numpy(values[start:stop].copy()),
+        ablation=(plan.ablation.kind, plan.ablation.value),
+        over=mean_over(plan, block),
+        effects=tuple(e.name for e in plan.effects),
+        engine=engine,
+        tolerance=plan.request.tolerance,
+        memory=plan.memory,
+        seed=plan.request.seed + neuron_unit * len(plan.token_units) + token_unit,
+        sample=-(-SAMPLE // units),
+        reduce=not plan.cube,
+        activations=plan.request.activations,
+    )
+
+
+SAMPLE = 4096
+"""Pairs of a run that are recomputed exactly, in float64, to measure the error."""
+
+
+def mean_over(plan: Plan, block: TokenBlock) -> torch.Tensor:
+    """Which tokens of a block the ablation value is over, (T,) bool."""
+    if plan.parameters.get("mean_over", "all") == "kept":
+        return block.keep
+    return torch.ones_like(block.keep)
+
+
+def concatenate(parts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Join blocks of the same tokens and consecutive neurons into one."""
+    joined = dict(parts[0])
+    for name in ("effects", "activation", "abs_sum", "sum", "values"):
+        if name in joined:
+            joined[name] = torch.cat([p[name] for p in parts])
+    for name in ("pairs", "recomputed", "sampled", "error_sum"):
+        joined[name] = sum((p[name] for p in parts[1:]), joined[name])
+    joined["error_max"] = torch.stack([torch.as_tensor(p["error_max"]) for p in parts]).max()
+    return joined

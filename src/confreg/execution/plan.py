@@ -1,0 +1,284 @@
+"""What would run: everything that is decided before a weight is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from confreg.errors import ConfregError
+from confreg.execution import ablation as ablations
+from confreg.execution import neurons as choosing
+from confreg.execution.ablation import Ablation
+from confreg.execution.neurons import Neurons
+from confreg.execution.profiles import NdifProfile, Profile
+from confreg.recipe import Effect, Recipe
+
+if TYPE_CHECKING:
+    from confreg.models import Description
+    from confreg.tokens import TokenTable
+
+ENGINES = ("auto", "series", "exact", "forward")
+SERIES_MEASURES = ("loss", "entropy")
+CLOSED_FORMS = ("series", "exact")
+# A unit is what a progress bar advances by and what a killed run loses: some ten seconds.
+UNIT_TOKENS = 512
+FORWARD_NEURONS = 16
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for, as `confreg.run` and the command line take it."""
+
+    recipe: Recipe
+    model: str = "smollm2-135m"
+    text: Any = None
+    profile: Profile | None = None
+    out: Path | None = None
+    engine: str = "auto"
+    neurons: str = "all"
+    sequence_length: int = 256
+    max_tokens: int | None = 1024
+    per_document: bool = False
+    dtype: str | None = None
+    reduce: str = "none"
+    tolerance: float = 1e-5
+    memory: int | None = None
+    overwrite: bool = False
+    seed: int = 0
+    effects: Sequence[str] | None = None
+    activations: bool = False
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would run, and how it is cut into units.
+
+    Attributes
+    ----------
+    engine : dict of int to str
+        The engine of each layer.
+    neuron_units, token_units : list of (start, stop)
+        Chunks of the store along ``neuron`` and ``token``; a unit of work is a pair of them.
+    shared_pass : bool
+        Whether the ablation value is found in the pass that measures the effects.
+    """
+
+    request: Request
+    parameters: dict[str, Any]
+    profile: Profile
+    model: Description
+    table: TokenTable
+    neurons: Neurons
+    effects: tuple[Effect, ...]
+    engine: dict[int, str]
+    ablation: Ablation
+    memory: int
+    neuron_units: list[Span]
+    token_units: list[Span]
+
+    @property
+    def remote(self) -> bool:
+        """Whether it runs on an NDIF server."""
+        return isinstance(self.profile, NdifProfile)
+
+    @property
+    def shared_pass(self) -> bool:  # noqa: D102
+        return len(self.token_units) == 1
+
+    @property
+    def cube(self) -> bool:
+        """Whether every effect is kept, rather than reductions over tokens."""
+        return self.request.reduce == "none"
+
+    @property
+    def pairs(self) -> int:
+        """Neurons × tokens."""
+        return len(self.neurons) * len(self.table)
+
+    @property
+    def passes(self) -> dict[str, float]:
+        """How many times each token goes through the model, by purpose."""
+        found: dict[str, float] = {}
+        if self.ablation.over_tokens and not self.shared_pass:
+            found["ablation values"] = float(len(self.neurons.layers))
+        effects = 0.0
+        for start, stop in self.neuron_units:
+            forward = self.engine[int(self.neurons.layer[start])] == "forward"
+            effects += 1 + (stop - start) if forward else 1
+        found["effects"] = effects
+        return found
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """Size of the dataset before compression."""
+        n, t, e = len(self.neurons), len(self.table), len(self.effects)
+        cube = n * t * (4 * e * self.cube + 4 * self.request.activations)
+        reductions = len(self.token_units) * n * e * 16
+        return cube + reductions + t * 80 + n * 60
+
+    def configuration(self) -> dict[str, Any]:
+        """What a run must share with a store to go on with it."""
+        import confreg
+
+        r = self.request
+        source = self.request.recipe.path
+        return {
+            "recipe": r.recipe.name,
+            "recipe_sha256": hashlib.sha256(source.read_bytes()).hexdigest() if source else "",
+            "parameters": self.parameters,
+            "model": self.model.name,
+            "revision": self.model.revision or "",
+            "dtype": r.dtype or self.profile.dtype or self.model.dtype,
+            "corpus": self.table.corpus,
+            "corpus_sha256": self.table.corpus_hash,
+            "profile": self.profile.name,
+            "engine": r.engine,
+            "effects": [e.name for e in self.effects],
+            "neurons": r.neurons,
+            "neurons_sha256": _digest(self.neurons.labels),
+            "tolerance": r.tolerance,
+            "reduce": r.reduce,
+            "activations": r.activations,
+            "seed": r.seed,
+            "confreg": confreg.__version__,
+        }
+
+
+def make_plan(request: Request, model: Description, table: TokenTable) -> Plan:
+    """Decide everything that can be decided without weights.
+
+    Raises
+    ------
+    ConfregError
+        Whatever is wrong with the request, before anything is loaded or written.
+    """
+    from confreg.execution import profiles
+
+    profile = request.profile or profiles.load("memory")
+    parameters = request.recipe.bind(request.parameters)
+    layer = int(parameters.get("layer", -1))
+    neurons = choosing.choose(
+        request.neurons, layer, model.n_layers, model.n_neurons, request.seed
+    )
+    effects = request.recipe.choose(request.effects)
+    if not table.keep.any():
+        raise ConfregError(
+            "No token of this text is kept: a kept token has position 3 or more, a next token, "
+            "and neither is special. Give longer text."
+        )
+    if request.reduce not in ("none", "token"):
+        raise ConfregError(f"--reduce is none or token, not {request.reduce!r}.")
+    if request.tolerance <= 0:
+        raise ConfregError(f"--tolerance is in nats and above 0, not {request.tolerance}.")
+    engine = {
+        at: _engine(request.engine, at == model.n_layers - 1, effects) for at in neurons.layers
+    }
+    memory = request.memory or _memory(profile)
+    spans = _Spans(model, table, neurons, len(effects), engine, memory, request, profile)
+    neuron_units, token_units = spans.neurons(), spans.tokens()
+    return Plan(
+        request=request,
+        parameters=parameters,
+        profile=profile,
+        model=model,
+        table=table,
+        neurons=neurons,
+        effects=effects,
+        engine=engine,
+        ablation=ablations.read(parameters.get("ablation", "mean")),
+        memory=memory,
+        neuron_units=neuron_units,
+        token_units=token_units,
+    )
+
+
+def _engine(wanted: str, last_layer: bool, effects: Iterable[Effect]) -> str:
+    if wanted not in ENGINES:
+        raise ConfregError(f"--engine is one of {', '.join(ENGINES)}, not {wanted!r}.")
+    quick = all(e.name.split("_")[0] in SERIES_MEASURES for e in effects)
+    if wanted == "auto":
+        return "forward" if not last_layer else "series" if quick else "exact"
+    if wanted in CLOSED_FORMS and not last_layer:
+        raise ConfregError(
+            f"Engine {wanted!r} is algebra of the last layer; for earlier layers use "
+            "--engine forward (or auto)."
+        )
+    if wanted == "series" and not quick:
+        raise ConfregError(
+            "Engine 'series' knows losses and entropies; for the other effects use --engine exact."
+        )
+    return wanted
+
+
+def _memory(profile: Profile) -> int:
+    if isinstance(profile, NdifProfile):
+        return int(profile.memory)
+    import psutil
+
+    return psutil.virtual_memory().available // 4
+
+
+@dataclass(frozen=True)
+class _Spans:
+    """Cuts neurons and tokens into units that fit the memory budget."""
+
+    model: Description
+    table: TokenTable
+    neurons_: Neurons
+    n_effects: int
+    engine: dict[int, str]
+    memory: int
+    request: Request
+    profile: Profile
+
+    @property
+    def forward(self) -> bool:
+        return "forward" in self.engine.values()
+
+    @property
+    def length(self) -> int:
+        return max(map(len, self.table.sequences))
+
+    def neurons(self) -> list[Span]:
+        """Units of one layer each: few neurons for ``forward``, else as many as fit."""
+        if self.forward:
+            most = max(self.memory // (self.length * self.model.vocab_size * 16) - 1, 1)
+            most = min(most, FORWARD_NEURONS)
+        else:
+            most = max(self.memory // 4 // (self.length * self.n_effects * 8), 1)
+        spans = []
+        for layer in self.neurons_.layers:
+            where = np.flatnonzero(self.neurons_.layer == layer)
+            start, stop = int(where[0]), int(where[-1]) + 1
+            count = -(-(stop - start) // most)
+            size = -(-(stop - start) // count)
+            spans += [(a, min(a + size, stop)) for a in range(start, stop, size)]
+        return spans
+
+    def tokens(self) -> list[Span]:
+        """Units of whole sequences where they are of equal length."""
+        total, length = len(self.table), self.length
+        most = max(stop - start for start, stop in self.neurons())
+        per_token = 24 * self.model.vocab_size + 8 * most * (self.n_effects + 1)
+        fit = max(int(self.memory * 0.6) // per_token // length, 1) * length
+        if self.forward:
+            fit = length
+        elif not self._whole_passes():
+            fit = min(fit, max(UNIT_TOKENS // length, 1) * length)
+        return [(a, min(a + fit, total)) for a in range(0, total, fit)]
+
+    def _whole_passes(self) -> bool:
+        # Where a pass is dear (weights read from disk, a request), tokens share it.
+        offloaded = getattr(self.profile, "device_map", None) is not None
+        return offloaded or isinstance(self.profile, NdifProfile)
+
+
+def _digest(labels: np.ndarray) -> str:
+    return hashlib.sha256("\n".join(labels.tolist()).encode()).hexdigest()

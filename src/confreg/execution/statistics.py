@@ -1,0 +1,125 @@
+"""What is known once per run: weight-space statistics and ablation values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from confreg import effects
+from confreg.errors import ConfregError
+from confreg.execution.batches import mean_over, token_block
+
+if TYPE_CHECKING:
+    from confreg.execution.plan import Plan
+    from confreg.models import Model
+
+
+def weight_statistics(plan: Plan, model: Model) -> dict[str, np.ndarray]:
+    """``w_out_norm``, ``logit_var``, ``null_fraction`` (n,), ``singular_value`` (d,), ``null_dims``.
+
+    No token goes through the model: in this process the modules are called by themselves,
+    on a server within a trace of two tokens.
+    """
+    found = []
+    for layer in plan.neurons.layers:
+        index = torch.from_numpy(plan.neurons.index[plan.neurons.layer == layer].copy())
+        measure = _weights_on_server if plan.remote else _weights_here
+        found.append(measure(plan, model, layer, index))
+    joined = {k: _array(v) for k, v in found[0].items()}
+    for name in ("w_out_norm", "logit_var", "null_fraction"):
+        joined[name] = np.concatenate([_array(f[name]) for f in found])
+    return joined
+
+
+def _weights_here(plan: Plan, model: Model, layer: int, index: torch.Tensor) -> dict[str, Any]:
+    post = model.post_norm(layer)
+    dtype = next(p.dtype for p in model.final_norm._module.parameters())
+    return effects.neuron_weights(
+        model.down_proj(layer)._module,
+        model.final_norm._module,
+        model.unembedding._module,
+        None if post is None else post._module,
+        torch.zeros(1, model.d_model, dtype=dtype),
+        index,
+        **_weight_options(plan, model),
+    )
+
+
+def _weights_on_server(
+    plan: Plan, model: Model, layer: int, index: torch.Tensor
+) -> dict[str, Any]:
+    down_proj, post_norm = model.down_proj(layer), model.post_norm(layer)
+    final_norm, unembedding = model.final_norm, model.unembedding
+    options = _weight_options(plan, model)
+    with model.trace(token_block(plan.table, 0, 2).inputs):
+        like = final_norm.input
+        found = effects.neuron_weights(
+            down_proj, final_norm, unembedding, post_norm, like, index, **options
+        ).save()
+    return found
+
+
+def _weight_options(plan: Plan, model: Model) -> dict[str, Any]:
+    return {
+        "width": model.n_neurons,
+        "readout": model.readout,
+        "post_readout": model.post_readout,
+        "multiplier": model.multiplier,
+        "null_dims": plan.parameters.get("null_dims"),
+        "vocab_real": model.vocab_real,
+        "memory": plan.memory,
+    }
+
+
+def ablation_values(
+    plan: Plan, model: Model, advance: Callable[[int], None] = lambda tokens: None
+) -> np.ndarray:
+    """Ablation values of the plan's neurons over its tokens, (n,) float32.
+
+    Raises
+    ------
+    ConfregError
+        A percentile over more tokens than one request to a server holds.
+    """
+    kind = plan.ablation.kind
+    if kind == "constant":
+        return np.full(len(plan.neurons), plan.ablation.value, dtype=np.float32)
+    if kind == "percentile" and plan.remote:
+        raise ConfregError(
+            "A percentile over several requests would send every activation over the wire. "
+            "Use ablation=mean or a number, or fewer --max-tokens so that one request holds them."
+        )
+    return np.concatenate([_layer_values(plan, model, at, advance) for at in plan.neurons.layers])
+
+
+def _layer_values(
+    plan: Plan, model: Model, layer: int, advance: Callable[[int], None]
+) -> np.ndarray:
+    index = torch.from_numpy(plan.neurons.index[plan.neurons.layer == layer].copy())
+    summed = plan.ablation.kind == "mean"  # a percentile needs every activation
+    down_proj = model.down_proj(layer)
+    parts, count = [], 0
+    for start, stop in plan.token_units:
+        block = token_block(plan.table, start, stop)
+        chosen = block.positions[mean_over(plan, block)]
+        with model.trace(block.inputs) as tracer:
+            activation = effects.pick(down_proj.input, chosen, index)
+            part = activation.double().sum(0) if summed else activation.float()
+            part = part.cpu().save()
+            tracer.stop()
+        parts.append(part)
+        count += len(chosen)
+        advance(stop - start)
+    if summed:
+        return (torch.stack(parts).sum(0) / count).float().numpy()
+    every = torch.ones(count, dtype=torch.bool)
+    return effects.ablation_values(
+        torch.cat(parts), plan.ablation.kind, plan.ablation.value, every
+    ).numpy()
+
+
+def _array(value: Any) -> np.ndarray:
+    return np.asarray(value.cpu() if isinstance(value, torch.Tensor) else value)

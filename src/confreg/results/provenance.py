@@ -1,0 +1,94 @@
+"""Where a dataset comes from: its coordinates and root attributes."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import xarray as xr
+
+import confreg
+from confreg.results import schema
+
+if TYPE_CHECKING:
+    from confreg.execution.plan import Plan
+
+LIBRARIES = ("nnsight", "torch", "transformers", "accelerate", "zarr", "xarray")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes, by library; "absent" where one is not installed."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def coordinates(plan: Plan) -> xr.Dataset:
+    """The labels of every axis, validated against the schema."""
+    table, neurons = plan.table, plan.neurons
+    values: dict[str, Any] = {
+        "neuron": neurons.labels,
+        "layer": neurons.layer,
+        "index": neurons.index,
+        "token": np.arange(len(table)),
+        "sequence": table.sequence,
+        "position": table.position,
+        "token_id": table.token_id,
+        "token_text": table.text,
+        "next_token_id": table.next_token_id,
+        "keep": table.keep,
+        "effect": np.array([e.name for e in plan.effects], dtype=object),
+        "effect_units": np.array([e.units for e in plan.effects], dtype=object),
+        "effect_long_name": np.array([e.long_name for e in plan.effects], dtype=object),
+    }
+    if plan.request.recipe.statistics:
+        values["component"] = np.arange(plan.model.d_model)
+    found = {}
+    for name, array in values.items():
+        row = schema.variable(name)
+        dtype = object if row.dtype == "str" else row.dtype
+        found[name] = (row.dims, np.asarray(array).astype(dtype), row.attributes)
+    ds = xr.Dataset(coords=found)
+    schema.validate(ds)
+    return ds
+
+
+def attributes(plan: Plan, command_line: str) -> dict[str, str | int | float]:
+    """Root attributes known before the run: flat, and free of clocks and credentials."""
+    r, v = plan.request, versions()
+    host = getattr(plan.profile, "host", "")
+    return {
+        "title": f"{r.recipe.name}: {plan.model.name}",
+        "recipe": r.recipe.name,
+        "confreg_version": confreg.__version__,
+        **{f"{name}_version": v[name] for name in ("python", *LIBRARIES)},
+        "model": plan.model.name,
+        "model_revision": plan.model.revision or "",
+        "model_architecture": plan.model.architecture,
+        "model_layers": plan.model.n_layers,
+        "dtype": str(plan.configuration()["dtype"]),
+        "tokenizer": plan.table.tokenizer,
+        "corpus": plan.table.corpus,
+        "corpus_sha256": plan.table.corpus_hash,
+        "sequence_length": plan.table.sequence_length,
+        "profile": plan.profile.name,
+        "host": urlsplit(host).netloc.rpartition("@")[2] if host else "local",
+        "engine": ",".join(sorted(set(plan.engine.values()))),
+        "tolerance": r.tolerance,
+        "ablation": str(plan.parameters.get("ablation", "")),
+        "mean_over": str(plan.parameters.get("mean_over", "")),
+        "mediated_total": r.recipe.mediated[0],
+        "mediated_direct": r.recipe.mediated[1],
+        "reduce": r.reduce,
+        "seed": r.seed,
+        "command_line": command_line,
+        "history": f"confreg {confreg.__version__}: {command_line}",
+    }
+

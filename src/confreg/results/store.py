@@ -1,0 +1,356 @@
+"""The Zarr directory that a run writes, and resumes.
+
+The root group is the dataset. Beside it, the group ``work`` says what is finished: a done
+mask with one flag a unit of work (written after the unit's data), and what each unit adds to
+the reductions. Nothing in the store depends on the clock, so that a run which was killed and
+started again ends with the same bytes as one which was not.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from confreg.errors import ConfregError
+from confreg.results import schema
+
+SCHEMA_ATTRIBUTE = "confreg_schema"
+CONFIGURATION = "configuration"
+Chunks = Sequence[tuple[int, int]]
+
+
+class Store:
+    """A store that is being written.
+
+    Use `Store.create` or `Store.resume`.
+
+    Attributes
+    ----------
+    path : Path
+    root, work : zarr.Group
+    neurons, tokens : list of (start, stop)
+        The units of work along each dimension.
+    """
+
+    def __init__(self, path: Path, root: zarr.Group) -> None:
+        self.path = path
+        self.root = root
+        self.work = _group(root, "work")
+        self.neurons = [tuple(c) for c in json.loads(str(self.work.attrs["neuron_units"]))]
+        self.tokens = [tuple(c) for c in json.loads(str(self.work.attrs["token_units"]))]
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        coordinates: xr.Dataset,
+        configuration: Mapping[str, Any],
+        attributes: Mapping[str, str | int | float],
+        neurons: Chunks,
+        tokens: Chunks,
+        cube: bool,
+        activations: bool,
+    ) -> Store:
+        """Lay out an empty store: coordinates, attributes, arrays without data.
+
+        Built under another name and moved into place whole, so that a store either is one
+        or is not there.
+        """
+        building = path.with_name(f".{path.name}.building")
+        with disk_errors(path):
+            shutil.rmtree(building, ignore_errors=True)
+            building.parent.mkdir(parents=True, exist_ok=True)
+            coordinates.to_zarr(building, mode="w", zarr_format=3, consolidated=False)
+            root = zarr.open_group(building, mode="r+")
+            _lay_out(root, coordinates, neurons, tokens, cube, activations)
+            root.attrs.update(
+                {
+                    SCHEMA_ATTRIBUTE: schema.VERSION,
+                    CONFIGURATION: json.dumps(configuration, sort_keys=True),
+                    "complete": 0,
+                    **attributes,
+                }
+            )
+            building.rename(path)
+        return cls(path, zarr.open_group(path, mode="r+"))
+
+    @classmethod
+    def resume(cls, path: Path, configuration: Mapping[str, Any]) -> Store:
+        """Open a store to go on with it.
+
+        Raises
+        ------
+        ConfregError
+            It is no store, of another schema, or made by another configuration.
+        """
+        root = open_root(path, mode="r+")
+        before = json.loads(str(root.attrs[CONFIGURATION]))
+        now = json.loads(json.dumps(configuration))
+        changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+        if changed:
+            said = "; ".join(f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in changed)
+            raise ConfregError(
+                f"The store {str(path)!r} was made by another configuration ({said}). "
+                "Write to another --out, or replace it with --overwrite."
+            )
+        for left in path.rglob("*.partial"):  # a write that was killed
+            left.unlink(missing_ok=True)
+        return cls(path, root)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run that writes this store has ended."""
+        return bool(self.root.attrs["complete"])
+
+    def has(self, name: str) -> bool:
+        """Whether a variable has been written."""
+        return name in self.root
+
+    def read(self, name: str) -> np.ndarray:
+        """A whole variable."""
+        return np.asarray(_get(self.root, name)[...])
+
+    def write(self, name: str, values: np.ndarray) -> None:
+        """Write a whole (small) variable, checked against the schema."""
+        row = schema.variable(name)
+        schema.check(name, row.dims, values.dtype)
+        with disk_errors(self.path):
+            if values.dtype.kind in "OUT":
+                array = xr.DataArray(values.astype(object), dims=row.dims, attrs=row.attributes)
+                array.to_dataset(name=name).to_zarr(
+                    self.path, mode="a", zarr_format=3, consolidated=False
+                )
+                return
+            _array(self.root, row, values.shape, values.shape)[...] = values
+
+    def done(self) -> np.ndarray:
+        """The done mask, (neuron units, token units) of bool."""
+        return np.asarray(_get(self.work, "done")[...], dtype=bool)
+
+    def damaged(self) -> list[tuple[int, int]]:
+        """Finished units whose data cannot be read; they are marked as not done."""
+        found = []
+        for unit in zip(*self.done().nonzero()):
+            i, j = int(unit[0]), int(unit[1])
+            try:
+                self._read_unit(i, j)
+            except Exception:
+                _get(self.work, "done")[i, j] = 0
+                found.append((i, j))
+        return found
+
+    def _read_unit(self, i: int, j: int) -> None:
+        (n0, n1), (t0, t1) = self.neurons[i], self.tokens[j]
+        for name in ("effects", "activation"):
+            if name in self.root:
+                _get(self.root, name)[n0:n1, t0:t1]
+        for name in ("loss", "entropy", "norm_scale", "rank", "top1"):
+            _get(self.root, name)[t0:t1]
+        for name in ("abs_sum", "sum"):
+            _get(self.work, name)[j, n0:n1]
+        _get(self.work, "measured")[i, j]
+
+    def write_unit(self, i: int, j: int, block: Mapping[str, np.ndarray]) -> None:
+        """Write one unit of work, then its done flag.
+
+        Parameters
+        ----------
+        i, j : int
+            Which neuron unit and token unit.
+        block : mapping of str to array
+            What a recipe's trace returned for the unit.
+        """
+        (n0, n1), (t0, t1) = self.neurons[i], self.tokens[j]
+        with disk_errors(self.path):
+            for name in ("effects", "activation"):
+                if name in self.root:
+                    _get(self.root, name)[n0:n1, t0:t1] = block[name]
+            if i == 0:
+                for name in ("loss", "entropy", "norm_scale", "rank", "top1"):
+                    _get(self.root, name)[t0:t1] = block[name]
+            _get(self.work, "abs_sum")[j, n0:n1] = block["abs_sum"]
+            _get(self.work, "sum")[j, n0:n1] = block["sum"]
+            _get(self.work, "measured")[i, j] = [block[k] for k in MEASURED]
+            _get(self.work, "done")[i, j] = 1
+
+    def measured(self) -> dict[str, float]:
+        """Totals over all units: pairs, how many were recomputed, and the measured error."""
+        table = np.asarray(_get(self.work, "measured")[...]).reshape(-1, len(MEASURED))
+        total = dict(zip(MEASURED, np.nansum(table, axis=0).tolist()))
+        total["error_max"] = float(np.nanmax(table[:, MEASURED.index("error_max")]))
+        return total
+
+    def sums(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sums over kept tokens of |effect| and of effect, (neuron, effect) float64 each."""
+        return tuple(  # type: ignore[return-value]
+            np.asarray(_get(self.work, name)[...]).sum(axis=0) for name in ("abs_sum", "sum")
+        )
+
+    def note(self, key: str, value: str | int | float) -> None:
+        """Set an attribute of the dataset."""
+        with disk_errors(self.path):
+            self.root.attrs[key] = value
+
+    def finish(self, attributes: Mapping[str, str | int | float]) -> None:
+        """Set the last attributes and mark the store complete."""
+        with disk_errors(self.path):
+            self.root.attrs.update({**attributes, "complete": 1})
+
+
+MEASURED = ("pairs", "recomputed", "sampled", "error_sum", "error_max")
+"""What closed-form engines report of themselves for a unit, in the order of ``work/measured``."""
+
+
+def _lay_out(
+    root: zarr.Group,
+    coordinates: xr.Dataset,
+    neurons: Chunks,
+    tokens: Chunks,
+    cube: bool,
+    activations: bool,
+) -> None:
+    n, t, e = (coordinates.sizes[d] for d in ("neuron", "token", "effect"))
+    cn, ct = (max(stop - start for start, stop in chunks) for chunks in (neurons, tokens))
+    if cube:
+        _array(root, schema.variable("effects"), (n, t, e), (cn, ct, e))
+    if activations:
+        _array(root, schema.variable("activation"), (n, t), (cn, ct))
+    for name in ("loss", "entropy", "norm_scale", "rank", "top1"):
+        _array(root, schema.variable(name), (t,), (ct,))
+    work = root.create_group("work")
+    units = (len(neurons), len(tokens))
+    work.create_array("done", shape=units, chunks=(1, 1), dtype="uint8", fill_value=0)
+    for name in ("abs_sum", "sum"):
+        work.create_array(
+            name, shape=(units[1], n, e), chunks=(1, cn, e), dtype="float64", fill_value=0
+        )
+    work.create_array(
+        "measured", shape=(*units, len(MEASURED)), chunks=(1, 1, len(MEASURED)),
+        dtype="float64", fill_value=0,
+    )  # fmt: skip
+    work.attrs.update({"neuron_units": json.dumps(neurons), "token_units": json.dumps(tokens)})
+
+
+def _array(
+    group: zarr.Group, row: schema.Variable, shape: tuple[int, ...], chunks: tuple[int, ...]
+) -> zarr.Array:
+    fill = np.nan if row.dtype.startswith("float") else -1
+    return group.create_array(
+        row.name,
+        shape=shape,
+        chunks=tuple(max(c, 1) for c in chunks),
+        dtype=row.dtype,
+        dimension_names=row.dims,
+        fill_value=fill,
+        attributes=row.attributes,
+        overwrite=True,
+    )
+
+
+def _group(group: zarr.Group, name: str) -> zarr.Group:
+    found = group[name]
+    assert isinstance(found, zarr.Group)
+    return found
+
+
+def _get(group: zarr.Group, name: str) -> Any:
+    return group[name]
+
+
+def open_root(path: Path, mode: Any = "r") -> zarr.Group:
+    """The root group of a store.
+
+    Raises
+    ------
+    ConfregError
+        There is nothing, or something that is no confreg store, or one of another schema.
+    """
+    if not path.exists():
+        raise ConfregError(f"There is no store {str(path)!r}; `confreg run` writes one.")
+    try:
+        root = zarr.open_group(path, mode=mode)
+        found = str(root.attrs[SCHEMA_ATTRIBUTE])
+    except Exception:
+        raise ConfregError(
+            f"{str(path)!r} is not a confreg store (no Zarr group with the attribute "
+            f"{SCHEMA_ATTRIBUTE!r}); nothing in it was touched."
+        ) from None
+    if found.split(".")[0] != schema.VERSION.split(".")[0]:
+        raise ConfregError(
+            f"The store {str(path)!r} has schema {found}; this confreg reads {schema.VERSION}. "
+            "Open it with the version of confreg named in its attribute 'confreg_version'."
+        )
+    return root
+
+
+def is_store(path: Path) -> bool:
+    """Whether there is a confreg store, of whatever schema."""
+    try:
+        return SCHEMA_ATTRIBUTE in zarr.open_group(path, mode="r").attrs
+    except Exception:
+        return False
+
+
+def remove(path: Path) -> None:
+    """Delete a store, and nothing that is no store.
+
+    Raises
+    ------
+    ConfregError
+        The path exists and is no confreg store.
+    """
+    if not path.exists():
+        return
+    if not is_store(path):
+        raise ConfregError(
+            f"{str(path)!r} exists and is not a confreg store; it was left as it is. "
+            "Choose another --out."
+        )
+    shutil.rmtree(path)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ConfregError(
+                f"The disk of {str(path)!r} is full. What was finished is kept: free some space "
+                "and run the same command again."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise ConfregError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
+        raise
+
+
+def open(path: str | Path) -> xr.Dataset:  # noqa: A001
+    """Open a store as a dataset, lazily, with its accessor ``ds.confreg``.
+
+    Parameters
+    ----------
+    path : str or Path
+        A Zarr directory that `confreg.run` wrote, or a netCDF file written from one.
+
+    Raises
+    ------
+    ConfregError
+        There is no store at ``path``, or it has another schema version.
+    """
+    from confreg.results import accessor  # noqa: F401  registers ds.confreg
+
+    path = Path(path).expanduser()
+    if path.is_file():
+        return xr.open_dataset(path)
+    open_root(path)
+    return xr.open_zarr(path, consolidated=False, chunks=None)
