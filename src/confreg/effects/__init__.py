@@ -6,3 +6,22 @@ torch and nothing else; plain functions and plain classes with a written ``__ini
 (a dataclass's generated methods would travel as bytecode of the wrong Python); no
 decorators; weights are reached by calling modules, never by reading ``.weight``.
 """
+
+from .batch import Batch
+from .intervene import ablate
+from .readout import MetaWeightError, Readout, read_readout
+from .sweep import measure
+from .values import ablation_values, pick
+from .write import Write
+
+__all__ = [
+    "Batch",
+    "MetaWeightError",
+    "Readout",
+    "Write",
+    "ablate",
+    "ablation_values",
+    "measure",
+    "pick",
+    "read_readout",
+]

@@ -19,14 +19,19 @@ class Coefficients:
 
     Attributes
     ----------
-    temper, gain : Tensor (n, T) float32
-    carry : Tensor (n, T) float32, or None where the model has no post-norm
+    temper, gain : Tensor (n, T)
+    carry : Tensor (n, T), or None where the model has no post-norm
     """
 
     def __init__(self, temper, gain, carry=None):
         self.temper = temper
         self.gain = gain
         self.carry = carry
+
+    def at(self, *index):
+        """The same for some of the pairs: every table indexed by ``index``."""
+        carry = None if self.carry is None else self.carry[index]
+        return Coefficients(self.temper[index], self.gain[index], carry)
 
 
 def final_norm_change(readout, residual, directions, alpha, kappa=None, carried=None):

@@ -1,0 +1,95 @@
+"""One block of work: some tokens of some sequences, some neurons, and what to measure."""
+
+
+class Batch:
+    """What `ablate` and `measure` are asked to do. Travels to the model by value.
+
+    Parameters
+    ----------
+    inputs : Tensor (R, L) int64
+        Token ids fed to the model. R = B sequences, or for ``engine="forward"`` (1 + n)·B: B
+        clean rows, then B rows a neuron.
+    rows : int
+        B.
+    positions : Tensor (T,) int64
+        This block's tokens: indices into the flattened (B·L) clean rows, in order.
+    targets : Tensor (T,) int64
+        The token that follows each of them, -1 where there is none.
+    keep : Tensor (T,) bool
+        Tokens over which reductions run.
+    layer : int
+    neurons : Tensor (n,) int64
+        Indices in the layer.
+    width : int
+        How many neurons the layer has.
+    values : Tensor (n,) float32, or None
+        Ablation values; None where they are found in this batch's own tokens.
+    effects : tuple of str
+        Names ``measure_variant``, see `confreg.effects.measures.split`.
+    engine : str
+        ``"forward"``, ``"exact"`` or ``"series"``.
+    tolerance : float
+        Nats; the error estimate beyond which ``"series"`` recomputes a pair exactly.
+    memory : int
+        Bytes that the closed forms may use beyond what they are given.
+    seed, sample : int
+        How many pairs are recomputed in float64, and the seed that draws them.
+    reduce : bool
+        Return sums over kept tokens only, not the cube.
+    activations : bool
+        Return the neurons' activations.
+    ablation : (str, float)
+        Kind and value, see `ablation_values`; read where ``values`` is None.
+    over : Tensor (T,) bool, optional
+        The tokens that ``ablation`` is over.
+    frequency : Tensor (V,) float32, optional
+        Token-frequency direction, of norm 1.
+    log_frequency : Tensor (V,) float32, optional
+        log p_freq, -inf at rows of the unembedding that no token owns.
+    """
+
+    def __init__(
+        self,
+        inputs,
+        rows,
+        positions,
+        targets,
+        keep,
+        layer,
+        neurons,
+        width,
+        values,
+        effects,
+        engine="exact",
+        tolerance=1e-5,
+        memory=2**30,
+        seed=0,
+        sample=0,
+        reduce=False,
+        activations=False,
+        ablation=("constant", 0.0),
+        over=None,
+        frequency=None,
+        log_frequency=None,
+    ):
+        self.inputs = inputs
+        self.rows = rows
+        self.positions = positions
+        self.targets = targets
+        self.keep = keep
+        self.layer = layer
+        self.neurons = neurons
+        self.width = width
+        self.values = values
+        self.effects = tuple(effects)
+        self.engine = engine
+        self.tolerance = tolerance
+        self.memory = memory
+        self.seed = seed
+        self.sample = sample
+        self.reduce = reduce
+        self.activations = activations
+        self.ablation = ablation
+        self.over = over
+        self.frequency = frequency
+        self.log_frequency = log_frequency

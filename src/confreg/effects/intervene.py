@@ -1,0 +1,30 @@
+"""The intervention of the ``forward`` engine."""
+
+import torch
+
+from .values import values_of
+
+
+def ablate(activation, batch):
+    """Replace neuron j's activation by its ablation value in the j-th copy of the sequences.
+
+    Parameters
+    ----------
+    activation : Tensor (R, L, width)
+        Input of the layer's down-projection.
+    batch : Batch
+        With ``engine="forward"``: R = (1 + n)·B, rows B(j+1) to B(j+2) being neuron j's.
+
+    Returns
+    -------
+    Tensor (R, L, width)
+        A changed copy, or for other engines ``activation`` itself.
+    """
+    if batch.engine != "forward":
+        return activation
+    changed = activation.clone()
+    copies = changed[batch.rows :].unflatten(0, (len(batch.neurons), batch.rows))
+    each = torch.arange(len(batch.neurons), device=changed.device)
+    values = values_of(batch, activation).to(changed)[:, None, None]
+    copies[each, :, :, batch.neurons.to(changed.device)] = values
+    return changed

@@ -1,0 +1,207 @@
+"""All neurons of a block over all of its tokens, in chunks that fit a memory budget."""
+
+import torch
+
+from .exact import Base, exact, exact_token, put_back
+from .geometry import final_norm_change
+from .measures import change, outcome, split, variants_of
+from .tally import Tally
+from .values import values_of
+from .write import take
+
+
+def measure(batch, readout, write, activation, residual, raw):
+    """Effects of ablating every neuron of a block on every token of it.
+
+    Parameters
+    ----------
+    batch : Batch
+    readout : Readout
+    write : Write
+    activation : Tensor (R, L, width)
+        Input of the down-projection, unablated.
+    residual : Tensor (R, L, d)
+        Input of the final norm.
+    raw : Tensor (R, L, V)
+        Output of the unembedding.
+
+    Returns
+    -------
+    dict of str to Tensor, on the CPU
+        ``effects`` (n, T, E) float32 unless ``batch.reduce``; ``activation`` (n, T) float32 if
+        ``batch.activations``; ``abs_sum`` and ``sum`` (n, E) float64 over kept tokens, NaN left
+        out, and ``kept``, how many tokens those are; ``loss``, ``entropy``, ``norm_scale`` (T,)
+        float32 and ``rank``, ``top1`` (T,) int64 of the unablated model (with a token frequency
+        also ``kl_frequency``); ``pairs``, ``recomputed``, ``sampled``, ``error_sum``,
+        ``error_max`` float64 scalars: pairs of a neuron and a token, how many of them
+        ``series`` left to ``exact``, how many were recomputed in float64, and the sum and the
+        largest of those pairs' errors (each the largest over the pair's effects).
+    """
+    with torch.no_grad():
+        block = Block(batch, readout, write, activation, residual, raw)
+        tally = Tally(len(batch.neurons), batch.keep, len(batch.effects), not batch.reduce)
+        clean = unablated(block)
+        if batch.engine == "forward":
+            compare_copies(block, clean, tally)
+        else:
+            close(block, tally)
+        out = tally.result()
+        for name, values in clean.items():
+            out[name] = values.cpu()
+        if batch.values is None:
+            out["values"] = block.values.cpu()
+        if batch.activations:
+            everything = slice(None)
+            out["activation"] = block.activations(everything, everything).cpu()
+        return out
+
+
+class Block:
+    """What the model did with one batch, read by slices of its neurons and of its tokens."""
+
+    def __init__(self, batch, readout, write, activation, residual, raw):
+        self.batch = batch
+        self.readout = readout
+        self.write = write
+        self.activation = activation
+        self.residual = residual
+        self.raw = raw
+        device = raw.device
+        self.positions = batch.positions.to(device)
+        self.targets = batch.targets.to(device)
+        self.neurons = batch.neurons.to(device)
+        self.values = values_of(batch, activation).to(device)
+        self.frequency = None if batch.frequency is None else batch.frequency.to(device)
+        self.log_frequency = None if batch.log_frequency is None else batch.log_frequency.to(device)
+
+    def sizes(self):
+        """Neurons and tokens of a chunk, so that the closed forms fit ``batch.memory``."""
+        rows = max(16, self.batch.memory // (4 * self.raw.shape[-1]))
+        # Of each: u and five (n, V) temporaries; logits, μ and their measures' temporaries.
+        neurons = max(1, min(len(self.neurons), rows // 12))
+        return neurons, max(1, min(len(self.positions), rows // 16))
+
+    def logits(self, tokens):
+        """The model's final logits, (T, V) float32."""
+        return self.readout.finish(take(self.raw, self.positions[tokens]).float())
+
+    def activations(self, neurons, tokens):
+        """Unablated activations, (n, T) float32."""
+        rows = take(self.activation, self.positions[tokens])
+        return rows.index_select(-1, self.neurons[neurons]).T.float()
+
+    def coefficients(self, weights, directions, neurons, tokens, dtype=torch.float32):
+        """How each variant moves raw logits: dict of (n, T) `Coefficients`, and m̂ or None."""
+        positions = self.positions[tokens]
+        weights, directions = weights.to(dtype), directions.to(dtype)
+        delta = (self.values[neurons, None] - self.activations(neurons, tokens)).to(dtype)
+        alpha, kappa, carried = self.write.change(weights, delta, positions)
+        residual = take(self.residual, positions).to(dtype)
+        change = final_norm_change(self.readout, residual, directions, alpha, kappa, carried)
+        return change, carried
+
+    def base(self, tokens, carried):
+        """The unablated side of the closed forms."""
+        raw = take(self.raw, self.positions[tokens]).float()
+        mu = None if carried is None else self.readout.directions(carried)
+        targets = self.targets[tokens]
+        return Base(self.readout, raw, targets, mu, self.frequency, self.log_frequency)
+
+
+def spans(length, size):
+    """Slices of at most ``size`` that cover ``length``."""
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def unablated(block):
+    """Measures of the unablated model at a block's tokens, dict of (T,)."""
+    parts = []
+    for tokens in spans(len(block.positions), block.sizes()[1]):
+        found = outcome(block.logits(tokens), block.targets[tokens], block.log_frequency)
+        residual = take(block.residual, block.positions[tokens]).float()
+        found["norm_scale"] = block.readout.norm_scale(residual)
+        parts.append(found)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def close(block, tally):
+    """The closed forms. Neurons go outside, so that u is computed once a chunk of them."""
+    size_n, size_t = block.sizes()
+    sampled = draw(block.batch, block.raw.device)
+    for neurons in spans(len(block.neurons), size_n):
+        weights = block.write.weights(block.neurons[neurons], block.residual)
+        directions = block.write.directions(weights)
+        u = block.readout.directions(directions)
+        for tokens in spans(len(block.positions), size_t):
+            found, carried = block.coefficients(weights, directions, neurons, tokens)
+            base = block.base(tokens, carried)
+            effects = exact(base, u, found, block.batch.effects)
+            tally.add(neurons, tokens, effects)
+            mask = sampled(neurons, tokens)
+            if mask is not None:
+                truth, _ = block.coefficients(weights, directions, neurons, tokens, torch.float64)
+                recheck(base, u, truth, effects, mask, block.batch.effects, tally)
+
+
+def draw(batch, device):
+    """Which pairs are recomputed in float64: a function of two slices, giving a mask or None."""
+    n, tokens = len(batch.neurons), len(batch.positions)
+    generator = torch.Generator().manual_seed(batch.seed)
+    sample = min(batch.sample, n * tokens)
+    if 4 * sample > n * tokens:
+        chosen = torch.randperm(n * tokens, generator=generator)
+    else:  # too many pairs to shuffle: draw, and drop what was drawn twice
+        chosen = torch.randint(n * tokens, (2 * sample,), generator=generator).unique()
+        chosen = chosen[torch.randperm(len(chosen), generator=generator)]
+    chosen = chosen[:sample]
+    at = torch.div(chosen, tokens, rounding_mode="floor"), chosen % tokens
+
+    def mask(neurons, some):
+        inside = (at[0] >= neurons.start) & (at[0] < neurons.stop)
+        inside &= (at[1] >= some.start) & (at[1] < some.stop)
+        if not inside.any():
+            return None
+        found = torch.zeros(neurons.stop - neurons.start, some.stop - some.start, dtype=torch.bool)
+        found[at[0][inside] - neurons.start, at[1][inside] - some.start] = True
+        return found.to(device)
+
+    return mask
+
+
+def recheck(base, u, coefficients, effects, mask, names, tally):
+    """Recompute the pairs of a mask (n, T) in float64 and note how far the effects were off."""
+    for token in mask.any(0).nonzero()[:, 0].tolist():
+        some = mask[:, token].nonzero()[:, 0]
+        pairs = {name: c.at(some, token) for name, c in coefficients.items()}
+        truth = exact_token(base, u[some].double(), token, pairs, names)
+        tally.check(effects[some, token], truth)
+
+
+def compare_copies(block, clean, tally):
+    """The engine ``forward``: the model's own logits of the copies, against the clean rows'."""
+    rows, effects = block.batch.rows, block.batch.effects
+    for tokens in spans(len(block.positions), block.sizes()[1]):
+        targets = block.targets[tokens]
+        before = block.logits(tokens)
+        for j in range(len(block.neurons)):
+            copy = slice(rows * (j + 1), rows * (j + 2))
+            out = torch.empty(len(targets), len(effects))
+            for variant in variants_of(effects):
+                logits = copied(block, copy, tokens, variant, before)
+                after = outcome(logits, targets, block.log_frequency)
+                for column, (name, of) in enumerate(map(split, effects)):
+                    if of == variant:
+                        out[:, column] = change(name, after[name], clean[name][tokens])
+            tally.add(slice(j, j + 1), tokens, out[None])
+
+
+def copied(block, copy, tokens, variant, before):
+    """Final logits of one variant in one copy of the clean rows, (T, V)."""
+    readout, positions = block.readout, block.positions[tokens]
+    if variant == "direct":
+        clean = take(block.residual[: block.batch.rows], positions).float()
+        ablated = readout.centre(take(block.residual[copy], positions).float())
+        ablated = readout.gain * ablated / readout.norm_scale(clean)[:, None]
+        return readout.finish(readout.unembed(ablated) + readout.offset)
+    logits = readout.finish(take(block.raw[copy], positions).float())
+    return logits if variant == "total" else put_back(logits, before, block.frequency)

@@ -1,0 +1,52 @@
+"""Where the effects of one block are gathered: the cube, its sums, its checks."""
+
+import torch
+
+
+class Tally:
+    """Effects found so far.
+
+    Parameters
+    ----------
+    n, keep, count : int, Tensor (T,) bool, int
+        Neurons, tokens that reductions run over, effects.
+    whole : bool
+        Keep the cube (n, T, E), not only the sums.
+    """
+
+    def __init__(self, n, keep, count, whole):
+        self.keep = keep.cpu()
+        self.cube = torch.empty(n, len(keep), count) if whole else None
+        self.sum = torch.zeros(n, count, dtype=torch.float64)
+        self.abs_sum = torch.zeros(n, count, dtype=torch.float64)
+        self.pairs = 0
+        self.recomputed = 0
+        self.sampled = 0
+        self.error_sum = 0.0
+        self.error_max = 0.0
+
+    def add(self, neurons, tokens, effects):
+        """Take the effects (n', T', E) of a slice of the neurons and one of the tokens."""
+        effects = effects.float().cpu()
+        self.pairs += effects.shape[0] * effects.shape[1]
+        if self.cube is not None:
+            self.cube[neurons, tokens] = effects
+        kept = effects[:, self.keep[tokens]].double().nan_to_num(nan=0.0)
+        self.sum[neurons] += kept.sum(1)
+        self.abs_sum[neurons] += kept.abs().sum(1)
+
+    def check(self, found, truth):
+        """Compare effects (m, E) of some pairs with their recomputation in float64."""
+        error = (found.double() - truth).abs().nan_to_num(nan=0.0).amax(-1)
+        self.sampled += len(error)
+        self.error_sum += float(error.sum())
+        self.error_max = max(self.error_max, float(error.max()))
+
+    def result(self):
+        """The gathered tensors, under the names `measure` documents."""
+        out = {"sum": self.sum, "abs_sum": self.abs_sum, "kept": int(self.keep.sum())}
+        if self.cube is not None:
+            out["effects"] = self.cube
+        for name in ("pairs", "recomputed", "sampled", "error_sum", "error_max"):
+            out[name] = torch.tensor(float(getattr(self, name)), dtype=torch.float64)
+        return out

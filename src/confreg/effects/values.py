@@ -1,0 +1,52 @@
+"""Ablation values: what an activation is replaced by."""
+
+import torch
+
+from .write import take
+
+
+def pick(activation, positions, neurons):
+    """Some neurons at some tokens: (R, L, width) -> (T, n), as they are.
+
+    Parameters
+    ----------
+    positions : Tensor (T,) int64
+        Indices into the flattened (rows · length).
+    neurons : Tensor (n,) int64
+    """
+    return take(activation, positions).index_select(-1, neurons.to(activation.device))
+
+
+def ablation_values(activation, kind, value, over):
+    """What replaces each neuron's activation, (n,) float32.
+
+    Parameters
+    ----------
+    activation : Tensor (T, n)
+    kind : str
+        ``"mean"``, ``"percentile"`` or ``"constant"``.
+    value : float
+        The percentile (0 to 100, linear between order statistics), or the constant.
+    over : Tensor (T,) bool
+        The tokens that count.
+    """
+    if kind == "constant":
+        return torch.full((activation.shape[1],), float(value), device=activation.device)
+    chosen = activation[over.to(activation.device)]
+    if kind == "mean":
+        return (chosen.double().sum(0) / len(chosen)).float()
+    # torch.quantile refuses large inputs; a sort does not.
+    ranked = chosen.float().sort(0).values
+    place = value / 100 * (len(ranked) - 1)
+    low = int(place)
+    high = min(low + 1, len(ranked) - 1)
+    return ranked[low] + (place - low) * (ranked[high] - ranked[low])
+
+
+def values_of(batch, activation):
+    """The batch's ablation values, (n,) float32, found in its own tokens where it has none."""
+    if batch.values is None:
+        kind, value = batch.ablation
+        chosen = pick(activation, batch.positions, batch.neurons)
+        return ablation_values(chosen, kind, value, batch.over)
+    return batch.values.to(activation.device).float()

@@ -1,0 +1,59 @@
+"""Runs ours on the layer of `effects_oracle`, as a recipe's trace would."""
+
+import torch
+from effects_oracle import LastLayer, effects, state
+
+from confreg import effects as fx
+
+NEURONS = torch.tensor([3, 0, 7, 20])
+VALUES = torch.tensor([0.0, 1.0, -2.0, 0.5])
+
+
+def frequencies(vocabulary):
+    """A unit direction and log p_freq whose last rows no token owns."""
+    generator = torch.Generator().manual_seed(5)
+    direction = torch.randn(vocabulary, generator=generator)
+    log_p = torch.randn(vocabulary, generator=generator)
+    log_p[-5:] = -torch.inf
+    return direction / direction.norm(), torch.log_softmax(log_p, 0)
+
+
+def measure(
+    layer: LastLayer, engine: str, names, neurons=NEURONS, values=VALUES, seed=1, **options
+):
+    """What `effects.measure` returns for a layer's random state."""
+    stream, activation, ids, targets = state(layer, seed=seed)
+    frequency, log_frequency = frequencies(layer.head.out_features)
+    batch = fx.Batch(
+        ids, len(ids), torch.arange(ids.numel()), targets, targets >= 0, 0, neurons,
+        layer.down.in_features, values, names, engine=engine, frequency=frequency,
+        log_frequency=log_frequency, **options,
+    )  # fmt: skip
+    with torch.no_grad():
+        if engine == "forward":
+            copies = 1 + len(neurons)
+            stream, activation = stream.repeat(copies, 1, 1), activation.repeat(copies, 1, 1)
+        used = fx.ablate(activation, batch)
+        residual = stream + layer.mlp(used)
+        raw = layer.head(layer.norm(residual))
+        readout = fx.read_readout(
+            layer.norm, layer.head, residual, layer.norm.centred, layer.norm.eps,
+            layer.scale, layer.softcap,
+        )  # fmt: skip
+        write = fx.Write(layer.down, layer.down.in_features, layer.multiplier)
+        if layer.post is not None:
+            before = layer.down(used) * layer.multiplier
+            write = fx.Write(
+                layer.down, layer.down.in_features, layer.multiplier,
+                layer.post, layer.post.centred, layer.post.eps, before,
+            )  # fmt: skip
+        return fx.measure(batch, readout, write, activation, residual, raw)
+
+
+def truth(layer: LastLayer, names, neurons=NEURONS, values=VALUES, seed=1):
+    """The same effects by brute force in float64."""
+    stream, activation, _, targets = state(layer, seed=seed)
+    frequency, log_frequency = frequencies(layer.head.out_features)
+    return effects(
+        layer, stream, activation, targets, neurons, values, names, frequency, log_frequency
+    )
