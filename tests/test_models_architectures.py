@@ -1,0 +1,140 @@
+"""Every row of the table against an oracle that does not read it."""
+
+from __future__ import annotations
+
+import functools
+
+import nnsight
+import oracle
+import pytest
+import torch
+import zoo
+
+from confreg import effects
+from confreg.models import Model, architectures
+
+EFFECTS = (
+    "loss_total",
+    "loss_direct",
+    "entropy_total",
+    "entropy_direct",
+    "rank_total",
+    "top1_total",
+)
+TOLERANCE = 1e-4  # nats, of the issue
+TIE = 1e-5
+
+
+@functools.cache
+def model_of(architecture: str) -> Model:
+    return Model.wrap(*zoo.tiny(architecture))
+
+
+@functools.cache
+def truth_of(architecture: str, layer: int) -> oracle.Ablation:
+    ids, neurons = zoo.tokens(), list(range(48))
+    judge = oracle.Oracle(model_of(architecture).nn._module)
+    return judge.ablate(ids, layer, neurons, values_of(architecture, layer))
+
+
+def values_of(architecture: str, layer: int) -> torch.Tensor:
+    """Mean activations, and for a quarter of the neurons a value that they never take."""
+    judge = oracle.Oracle(model_of(architecture).nn._module)
+    values = judge.activations(zoo.tokens(), layer).flatten(0, -2).mean(0)[:48].float()
+    values[::4] += 2
+    return values
+
+
+def batch_of(model: Model, layer: int, engine: str) -> effects.Batch:
+    ids = zoo.tokens()
+    targets = ids.roll(-1, 1)
+    targets[:, -1] = -1
+    return effects.Batch(
+        inputs=ids.repeat(49, 1) if engine == "forward" else ids,
+        rows=len(ids),
+        positions=torch.arange(ids.numel()),
+        targets=targets.flatten(),
+        keep=targets.flatten() >= 0,
+        layer=layer,
+        neurons=torch.arange(48),
+        width=model.n_neurons,
+        values=values_of(model.architecture, layer),
+        effects=EFFECTS,
+        engine=engine,
+    )
+
+
+def measured(model: Model, batch: effects.Batch) -> dict[str, torch.Tensor]:
+    down, norm, head = model.down_proj(batch.layer), model.final_norm, model.unembedding
+    post, spec = model.post_norm(batch.layer), model.readout
+    with model.trace(batch.inputs):
+        activation = down.input
+        down.input = effects.ablate(activation, batch)
+        post_input = post.input if post is not None else None
+        residual = norm.input
+        raw = head.output
+        readout = effects.read_readout(norm, head, residual, **spec)
+        write = effects.Write(down, post_norm=post, post_input=post_input, **model.write_spec)
+        block = nnsight.save(effects.measure(batch, readout, write, activation, residual, raw))
+    return block
+
+
+@pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
+def test_readout_turns_the_final_residual_into_the_logits(architecture):
+    model = model_of(architecture)
+    norm, head = model.final_norm, model.unembedding
+    ids = zoo.tokens()
+    with model.trace(ids):
+        residual = norm.input.save()
+        readout = effects.read_readout(norm, head, residual, **model.readout)
+        at = readout.centre(residual) / readout.norm_scale(residual)[..., None]
+        mine = readout.finish(readout.unembed(readout.gain * at) + readout.offset).save()
+    logits = model.nn._module(ids).logits
+    assert logits.std() > 0.3
+    torch.testing.assert_close(mine, logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
+def test_every_layer_has_its_neurons(architecture):
+    model = model_of(architecture)
+    judge = oracle.Oracle(model.nn._module)
+    ids = zoo.tokens()
+    width = 128 if architecture == "bloom" else 48
+    assert (model.n_layers, model.n_neurons, model.d_model) == (3, width, 32)
+    assert (model.vocab_size, model.vocab_real) == (zoo.ROWS, zoo.VOCAB)
+    for layer in range(-3, 3):
+        down = model.down_proj(layer)
+        with model.trace(ids):
+            seen = down.input.save()
+        expected = judge.activations(ids, layer % 3)
+        torch.testing.assert_close(seen.double(), expected, rtol=1e-4, atol=5e-4)
+
+
+@pytest.mark.parametrize("engine", ["exact", "series", "forward"])
+@pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
+def test_last_layer_agrees_with_the_oracle(architecture, engine):
+    compare(architecture, 2, engine)
+
+
+@pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
+def test_first_layer_agrees_with_the_oracle(architecture):
+    compare(architecture, 0, "forward")
+
+
+def compare(architecture: str, layer: int, engine: str) -> None:
+    model, truth = model_of(architecture), truth_of(architecture, layer)
+    found = measured(model, batch_of(model, layer, engine))["effects"]
+    for column, name in enumerate(EFFECTS):
+        expected, mine = truth.effects[name], found[..., column].double()
+        if name.startswith(("rank", "top1")):
+            clear = (truth.margin > TIE) & expected.isfinite()
+            assert clear.float().mean() > 0.9
+            assert torch.equal(mine[clear], expected[clear]), name
+        else:
+            assert expected.nan_to_num().abs().max() > 0.01, "an effect that a test can miss"
+            assert torch.equal(mine.isnan(), expected.isnan()), name
+            assert (mine - expected).nan_to_num().abs().max() <= TOLERANCE, name
+
+
+def test_the_table_is_tested_whole():
+    assert set(architectures.ARCHITECTURES) == set(zoo.ARCHITECTURES) == set(oracle.PATHS)

@@ -1,0 +1,123 @@
+"""Tiny random models of every architecture, built offline.
+
+Every parameter is randomised, norms and biases too: a model as transformers initialises it
+has unit norm weights and zero biases, and would hide an error in either.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+VOCAB = 97
+ROWS = 101  # of the unembedding: four more than the tokenizer has tokens
+
+_COMMON = {
+    "vocab_size": ROWS,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+_GPT = {
+    "vocab_size": ROWS,
+    "n_embd": 32,
+    "n_inner": 48,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+_GEMMA = _COMMON | {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "gpt2": _GPT,
+    "gpt_neox": _COMMON | {"rotary_pct": 0.5, "tie_word_embeddings": False},
+    "llama": _COMMON,
+    "mistral": _COMMON | {"head_dim": 8},
+    "qwen2": _COMMON | {"tie_word_embeddings": True},
+    "qwen3": _COMMON | {"head_dim": 8},
+    "gptj": _GPT | {"rotary_dim": 4, "tie_word_embeddings": False},
+    "opt": _COMMON | {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "falcon": _COMMON | {"ffn_hidden_size": 48, "bias": True, "multi_query": True},
+    "bloom": _COMMON | {"n_layer": 3, "n_head": 4},
+    "phi": _COMMON,
+    "phi3": _COMMON,
+    "gemma": _COMMON | {"head_dim": 8},
+    "gemma2": _GEMMA | {"final_logit_softcapping": 2.0, "attn_logit_softcapping": 5.0},
+    "gemma3_text": _GEMMA | {"final_logit_softcapping": 3.0},
+    "olmo2": _COMMON,
+    "cohere": _COMMON | {"logit_scale": 0.4, "use_qk_norm": False},
+    "granite": _COMMON
+    | {"logits_scaling": 1.7, "residual_multiplier": 0.6, "embedding_multiplier": 3.0},
+    "stablelm": _COMMON | {"use_qkv_bias": True},
+    "starcoder2": _COMMON,
+}
+ARCHITECTURES = list(CONFIGS)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Words ``w2`` to ``w96`` and the two special tokens ``<s>`` and ``</s>``."""
+    words = {"<s>": 0, "</s>": 1} | {f"w{i}": i for i in range(2, VOCAB)}
+    raw = Tokenizer(models.WordLevel(words, unk_token="w2"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+
+
+def config(architecture: str, **overrides: Any) -> Any:
+    return CONFIG_MAPPING[architecture](**CONFIGS[architecture] | overrides)
+
+
+def tiny(architecture: str, *, seed: int = 0, **overrides: Any) -> tuple[Any, Any]:
+    """Return a random float32 model and its tokenizer.
+
+    ``overrides`` change the configuration.
+    """
+    torch.manual_seed(seed)
+    network = AutoModelForCausalLM.from_config(config(architecture, **overrides))
+    network = network.float().eval().requires_grad_(False)
+    randomise(network, torch.Generator().manual_seed(seed))
+    return network, tokenizer()
+
+
+def randomise(network: torch.nn.Module, generator: torch.Generator) -> None:
+    """Give every parameter a random value that leaves no shortcut: no 0, no 1, no symmetry."""
+    for name, parameter in network.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+        if parameter.dim() > 1:
+            # Logits of a few nats, neurons that matter.
+            value = noise * 1.5 / parameter.shape[-1] ** 0.5
+        elif name.endswith("bias"):
+            value = 0.3 * noise
+        else:
+            value = 1 + 0.3 * noise
+        parameter.data.copy_(value)
+
+
+def save(architecture: str, folder: Path | str, *, seed: int = 0, **overrides: Any) -> Path:
+    """Write a checkpoint, sharded so that a shard ends inside the model, and return its folder."""
+    network, words = tiny(architecture, seed=seed, **overrides)
+    network.save_pretrained(folder, max_shard_size="40KB")
+    words.save_pretrained(folder)
+    return Path(folder)
+
+
+def tokens(rows: int = 2, length: int = 12, seed: int = 1) -> torch.Tensor:
+    """Random sequences that begin with BOS, (rows, length) int64."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(2, VOCAB, (rows, length), generator=generator)
+    ids[:, 0] = 0
+    return ids
