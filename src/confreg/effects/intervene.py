@@ -10,20 +10,21 @@ def ablate(activation, batch):
 
     Parameters
     ----------
-    activation : Tensor (R, L, width)
+    activation : Tensor (R, L, width), or (R·L, width) as OPT flattens it
         Input of the layer's down-projection.
     batch : Batch
         With ``engine="forward"``: R = (1 + n)·B, rows B(j+1) to B(j+2) being neuron j's.
 
     Returns
     -------
-    Tensor (R, L, width)
+    Tensor
         A changed copy, or for other engines ``activation`` itself.
     """
     if batch.engine != "forward":
         return activation
     changed = activation.clone()
-    copies = changed[batch.rows :].unflatten(0, (len(batch.neurons), batch.rows))
+    rows = changed.view(len(batch.inputs), -1, changed.shape[-1])
+    copies = rows[batch.rows :].unflatten(0, (len(batch.neurons), batch.rows))
     each = torch.arange(len(batch.neurons), device=changed.device)
     values = values_of(batch, activation).to(changed)[:, None, None]
     copies[each, :, :, batch.neurons.to(changed.device)] = values

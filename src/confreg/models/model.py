@@ -189,6 +189,17 @@ class Model:
         """Return a layer's number, counting negative ones from the end."""
         return self.description.layer(index)
 
+    @property
+    def write_spec(self) -> dict[str, Any]:
+        """Keywords of `confreg.effects.Write`: how a neuron reaches the residual stream."""
+        post = self.post_readout or {"centred": False, "eps": 0.0}
+        return {
+            "width": self.n_neurons,
+            "multiplier": self.multiplier,
+            "post_centred": post["centred"],
+            "post_eps": post["eps"],
+        }
+
     def down_proj(self, layer: int) -> Any:
         """Envoy of a layer's down-projection, whose input are the neurons."""
         return resolve(self._block(layer), self.description.row.down_projection)
@@ -200,6 +211,11 @@ class Model:
 
     def _block(self, layer: int) -> Any:
         return resolve(self.nn, self.description.row.layers)[self.layer(layer)]
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The residual stream's dtype, that of the embeddings."""
+        return self.nn._module.get_input_embeddings().weight.dtype
 
     @property
     def device(self) -> torch.device:
