@@ -12,6 +12,7 @@ from .intervene import ablate
 from .readout import MetaWeightError, Readout, read_readout
 from .sweep import measure
 from .values import ablation_values, pick
+from .weights import weight_statistics
 from .write import Write
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "measure",
     "pick",
     "read_readout",
+    "weight_statistics",
 ]

@@ -1,0 +1,171 @@
+"""Weight-space statistics: how a neuron's output weight meets the folded unembedding.
+
+The folded unembedding is Ŵ = W_U diag(γ) P, (V, d): what a residual direction does to raw logits
+up to the norm's scale. The model itself is never folded. Everything follows from two d × d
+matrices, accumulated in float64 over the vocabulary: Ŵᵀ Ŵ, whose eigenvalues are the squared
+singular values (those below 1e-8 of the largest drown in rounding, far below any that matter),
+and the same with Ŵ's rows normalised, which holds the variance of every neuron's cosines at once.
+"""
+
+import torch
+
+SHARP = 1.5  # a drop between neighbouring singular values that marks a null space
+
+
+def weight_statistics(readout, write, neurons, like, null_dims=None, vocab_real=None, memory=2**29):
+    """Statistics of some neurons' output weights, by calling modules only.
+
+    Parameters
+    ----------
+    readout : Readout
+    write : Write
+    neurons : Tensor (n,) int64
+    like : Tensor (..., d)
+        Any activation of the residual stream.
+    null_dims : int, optional
+        k; by default `choose_null_dims`.
+    vocab_real : int, optional
+        Rows of the unembedding that tokens own; padding rows after them are left out.
+    memory : int
+        Bytes for parts of the unembedding.
+
+    Returns
+    -------
+    dict of str to Tensor, on the CPU
+        ``w_out_norm`` (n,) |w|; ``logit_var`` (n,), unbiased variance over the vocabulary of
+        cos(w, Ŵ_t); ``null_fraction`` (n,), ρ(k) = |U_kᵀ w| / |w| over the k bottom singular
+        vectors of Ŵ; ``singular_value`` (d,), descending; ``null_dims`` int, k. Here w is what the
+        neuron adds to the residual as the final norm sees it: centred for LayerNorm, and γ_p∘P_p w
+        under a post-norm. Stolfo et al. 2024 (arXiv 2406.16254).
+    """
+    with torch.no_grad():
+        vocabulary = vocab_real or len(readout.offset)
+        rows = Rows(readout, like, vocabulary, memory)
+        gram, spread = rows.products()
+        squares, vectors = torch.linalg.eigh(gram)
+        singular = squares.clamp_min(0).sqrt()
+        k = choose_null_dims(singular) if null_dims is None else int(null_dims)
+        w = weights_in_chunks(write, neurons, like, memory)
+        w = readout.centre(w.double())
+        norm = w.norm(dim=-1)
+        out = {
+            "w_out_norm": norm,
+            "logit_var": ((w @ spread) * w).sum(-1) / norm.square(),
+            "null_fraction": (w @ vectors[:, :k]).norm(dim=-1) / norm,
+            "singular_value": singular.flip(0),
+        }
+        out = {name: value.float().cpu() for name, value in out.items()}
+        out["null_dims"] = k
+        return out
+
+
+def choose_null_dims(singular):
+    """How many bottom singular vectors count as the unembedding's null space.
+
+    Among the lowest 5 % of the singular values, the place where they drop most steeply, as the
+    paper reads it off its figure 2d (k = 12 of 768 for GPT-2 small); where no neighbours differ by
+    more than a factor of 1.5 there is no such place, and k is 1 % of the width, rounded up (the
+    paper's k = 40 of 4,096 for LLaMA 2). Values that are zero up to rounding, such as LayerNorm's
+    constant direction, count among the k but mark no drop.
+
+    Parameters
+    ----------
+    singular : Tensor (d,)
+        Ascending.
+    """
+    d = len(singular)
+    zeros = int((singular <= 1e-6 * singular[-1]).sum())
+    last = max(zeros + 1, d // 20)
+    ratio = singular[zeros + 1 : last + 1] / singular[zeros:last]
+    if len(ratio) and ratio.max() > SHARP:
+        return zeros + int(ratio.argmax()) + 1
+    return max(1, zeros, -(-d // 100))
+
+
+def weights_in_chunks(write, neurons, like, memory):
+    """`Write.directions` of many neurons, (n, d), without a one-hot row for all at once."""
+    size = max(1, memory // (8 * (write.width + like.shape[-1])))
+    parts = [write.directions(write.weights(some, like)) for some in neurons.split(size)]
+    return torch.cat(parts)
+
+
+class Rows:
+    """Products of the folded unembedding's rows, with no more of it in memory than allowed."""
+
+    def __init__(self, readout, like, vocabulary, memory):
+        self.readout = readout
+        self.like = like
+        self.vocabulary = vocabulary
+        d = like.shape[-1]
+        # Two blocks are held in the model's dtype, and one is being made in float32.
+        width = like.element_size() * 2 + 4
+        self.size = max(1, min(d, int(0.8 * memory) // (width * len(readout.offset))))
+        self.blocks = torch.arange(d, device=like.device).split(self.size)
+        self.step = max(1, min(vocabulary, int(0.1 * memory) // (16 * self.size)))
+
+    def block(self, columns):
+        """Columns of W_U, transposed: (k, V) in the model's own dtype, hence exactly."""
+        eye = torch.zeros(len(columns), self.like.shape[-1], device=self.like.device)
+        eye[torch.arange(len(columns), device=eye.device), columns] = 1
+        return self.readout.unembed(eye)[:, : self.vocabulary].to(self.like.dtype)
+
+    def folded(self, block, columns, some, mean):
+        """Part of Ŵᵀ, (k, v) float64."""
+        part = block[:, some].double() * self.readout.gain[columns].double()[:, None]
+        return part - mean[some] if self.readout.centred else part
+
+    def spans(self):
+        """Slices of the vocabulary."""
+        return [slice(v, v + self.step) for v in range(0, self.vocabulary, self.step)]
+
+    def row_statistics(self, first):
+        """Mean and norm of every row of W_U diag(γ), the norm after centring: two (V,) float64."""
+        total = torch.zeros(self.vocabulary, dtype=torch.float64, device=self.like.device)
+        squares = torch.zeros_like(total)
+        for columns in self.blocks:
+            block = first if columns is self.blocks[0] else self.block(columns)
+            for some in self.spans():
+                part = self.folded(block, columns, some, torch.zeros_like(total))
+                total[some] += part.sum(0)
+                squares[some] += part.square().sum(0)
+        d = self.like.shape[-1]
+        mean = total / d
+        if self.readout.centred:
+            squares = squares - d * mean.square()
+        return mean, squares.clamp_min(1e-300).sqrt()
+
+    def products(self):
+        """Ŵᵀ Ŵ, and the unbiased covariance of Ŵ's normalised rows: two (d, d) float64."""
+        d, device = self.like.shape[-1], self.like.device
+        gram = torch.zeros(d, d, dtype=torch.float64, device=device)
+        spread = torch.zeros_like(gram)
+        first = self.block(self.blocks[0])
+        mean, norm = self.row_statistics(first)
+        centre = torch.zeros(d, dtype=torch.float64, device=device)
+        for i, rows in enumerate(self.blocks):
+            left = first if i == 0 else self.block(rows)
+            for j, columns in enumerate(self.blocks[: i + 1]):
+                right = left if i == j else self.block(columns)
+                whole, unit, total = self.product(left, rows, right, columns, mean, norm)
+                gram[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = whole
+                spread[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = unit
+                if i == j:
+                    centre[rows] = total
+        lower = torch.tril(torch.ones(d, d, dtype=torch.bool, device=device))
+        gram, spread = (torch.where(lower, x, x.T) for x in (gram, spread))
+        centre = centre / self.vocabulary
+        spread = (spread - self.vocabulary * torch.outer(centre, centre)) / (self.vocabulary - 1)
+        return gram, spread
+
+    def product(self, left, rows, right, columns, mean, norm):
+        """One block of both matrices, and the sum of the normalised rows."""
+        whole, unit, total = 0, 0, 0
+        for some in self.spans():
+            a = self.folded(left, rows, some, mean)
+            b = a if left is right else self.folded(right, columns, some, mean)
+            whole = whole + a @ b.T
+            a = a / norm[some]
+            b = a if left is right else b / norm[some]
+            unit = unit + a @ b.T
+            total = total + a.sum(1)
+        return whole, unit, total
