@@ -54,7 +54,7 @@ def entropy_neurons(
         logits = unembedding.output
 
         readout = effects.read_readout(final_norm, unembedding, residual, **readout_spec)
-        write = effects.Write(down_proj, post_norm, mlp_output, **write_spec)
+        write = effects.Write(down_proj, post_norm=post_norm, post_input=mlp_output, **write_spec)
         block = effects.measure(batch, readout, write, activation, residual, logits).save()
 
     return block

@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from confreg.errors import ConfregError
-from confreg.recipe import Effect, Recipe, recipe
+from confreg.declaration import Effect, Recipe, recipe
 
 if TYPE_CHECKING:
     from confreg import effects

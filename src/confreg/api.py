@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from confreg import recipe as recipes
+from confreg import declaration as recipes
 from confreg.errors import ConfregError
 from confreg.execution import plan as plans
 from confreg.execution import profiles
 from confreg.execution.plan import Plan, Request
 from confreg.execution.profiles import NdifProfile, Profile
-from confreg.recipe import Recipe
+from confreg.declaration import Recipe
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -16,7 +16,7 @@ from confreg.execution import neurons as choosing
 from confreg.execution.ablation import Ablation
 from confreg.execution.neurons import Neurons
 from confreg.execution.profiles import NdifProfile, Profile
-from confreg.recipe import Effect, Recipe
+from confreg.declaration import Effect, Recipe
 
 if TYPE_CHECKING:
     from confreg.models import Description

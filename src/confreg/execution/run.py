@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,17 @@ def open_store(plan: Plan, path: Path, overwrite: bool, command_line: str) -> St
         cube=plan.cube,
         activations=plan.request.activations,
     )
+
+
+def as_stored(plan: Plan, store: Store, progress: Progress) -> Plan:
+    """The plan with the units of the store, which may have been cut for another memory budget.
+
+    Finished units that cannot be read any more are said and done again.
+    """
+    damaged = store.damaged()
+    if damaged:
+        progress.say(f"{len(damaged)} damaged units of {str(store.path)!r} are computed again.")
+    return replace(plan, neuron_units=store.neurons, token_units=store.tokens)
 
 
 def execute(plan: Plan, store: Store, model: Model, progress: Progress) -> None:

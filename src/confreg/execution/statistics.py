@@ -35,17 +35,13 @@ def weight_statistics(plan: Plan, model: Model) -> dict[str, np.ndarray]:
 
 
 def _weights_here(plan: Plan, model: Model, layer: int, index: torch.Tensor) -> dict[str, Any]:
-    post = model.post_norm(layer)
-    dtype = next(p.dtype for p in model.final_norm._module.parameters())
-    return effects.neuron_weights(
-        model.down_proj(layer)._module,
-        model.final_norm._module,
-        model.unembedding._module,
-        None if post is None else post._module,
-        torch.zeros(1, model.d_model, dtype=dtype),
-        index,
-        **_weight_options(plan, model),
-    )
+    down_proj, post_norm = model.down_proj(layer)._module, model.post_norm(layer)
+    final_norm, unembedding = model.final_norm._module, model.unembedding._module
+    like = torch.zeros(1, model.d_model, dtype=model.torch_dtype, device=model.device)
+    readout = effects.read_readout(final_norm, unembedding, like, **model.readout)
+    post = None if post_norm is None else post_norm._module
+    write = effects.Write(down_proj, post_norm=post, **model.write_spec)
+    return effects.weight_statistics(readout, write, index, like, **_options(plan, model))
 
 
 def _weights_on_server(
@@ -53,21 +49,17 @@ def _weights_on_server(
 ) -> dict[str, Any]:
     down_proj, post_norm = model.down_proj(layer), model.post_norm(layer)
     final_norm, unembedding = model.final_norm, model.unembedding
-    options = _weight_options(plan, model)
+    readout_spec, write_spec, options = model.readout, model.write_spec, _options(plan, model)
     with model.trace(token_block(plan.table, 0, 2).inputs):
         like = final_norm.input
-        found = effects.neuron_weights(
-            down_proj, final_norm, unembedding, post_norm, like, index, **options
-        ).save()
+        readout = effects.read_readout(final_norm, unembedding, like, **readout_spec)
+        write = effects.Write(down_proj, post_norm=post_norm, **write_spec)
+        found = effects.weight_statistics(readout, write, index, like, **options).save()
     return found
 
 
-def _weight_options(plan: Plan, model: Model) -> dict[str, Any]:
+def _options(plan: Plan, model: Model) -> dict[str, Any]:
     return {
-        "width": model.n_neurons,
-        "readout": model.readout,
-        "post_readout": model.post_readout,
-        "multiplier": model.multiplier,
         "null_dims": plan.parameters.get("null_dims"),
         "vocab_real": model.vocab_real,
         "memory": plan.memory,

@@ -351,6 +351,61 @@ def open(path: str | Path) -> xr.Dataset:  # noqa: A001
 
     path = Path(path).expanduser()
     if path.is_file():
-        return xr.open_dataset(path)
+        return _tidy(_open_netcdf(path))
     open_root(path)
-    return xr.open_zarr(path, consolidated=False, chunks=None)
+    return _tidy(xr.open_zarr(path, consolidated=False, chunks=None))
+
+
+def _open_netcdf(path: Path) -> xr.Dataset:
+    try:
+        ds = xr.open_dataset(path)
+        return ds.assign_coords(keep=ds["keep"].astype(bool))
+    except Exception:
+        raise ConfregError(
+            f"{str(path)!r} is neither a confreg store (a folder) nor netCDF written from one."
+        ) from None
+
+
+def write_netcdf(ds: xr.Dataset, path: str | Path) -> Path:
+    """Write a dataset as one netCDF file, every coordinate included.
+
+    Raises
+    ------
+    ConfregError
+        netCDF4 is not installed, or the disk is full.
+    """
+    try:
+        import netCDF4  # noqa: F401
+    except ImportError:
+        raise ConfregError("netCDF needs netCDF4: pip install 'confreg[netcdf]'.") from None
+    path = Path(path).expanduser()
+    partial = path.with_name(f".{path.name}.partial")
+    with disk_errors(path):
+        ds.to_netcdf(partial, engine="netcdf4")
+        partial.replace(path)
+    return path
+
+
+def _tidy(ds: xr.Dataset) -> xr.Dataset:
+    # In the order of the schema, and text as plain str objects, which netCDF and pandas take.
+    order = [name for name in schema.TABLE if name in ds.variables]
+    text = {
+        name: ds[name].astype(object)
+        for name in order
+        if schema.TABLE[name].dtype == "str" and name in ds.coords
+    }
+    return ds.assign_coords(text)[[n for n in order if n in ds.data_vars]]
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn unreadable chunks into a sentence."""
+    try:
+        yield
+    except (ConfregError, KeyError):
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfregError(
+            f"A chunk of {str(path)!r} cannot be read ({type(error).__name__}): the store is "
+            "damaged. Run the command that made it again: it computes what is missing."
+        ) from error

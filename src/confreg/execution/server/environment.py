@@ -155,14 +155,15 @@ def build() -> Environment:
     python, version = find_python()
     environment = Environment(_folder(version), version)
     environment.folder.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(environment.folder.with_suffix(".lock")):
+    with _lock(_beside(environment.folder, "lock")):
         if existing() is None:  # else another process built it while this one waited
             _install(python, environment)
     return environment
 
 
 def _install(python: str, environment: Environment) -> None:
-    folder, log = environment.folder, environment.folder.with_suffix(".log")
+    folder = environment.folder
+    log = _beside(folder, "log")
     shutil.rmtree(folder, ignore_errors=True)
     print(
         f"confreg: building the NDIF server's environment in {folder}, once; "
@@ -196,6 +197,10 @@ def _install(python: str, environment: Environment) -> None:
 def _folder(version: str) -> Path:
     key = hashlib.sha256("\n".join(PINS).encode()).hexdigest()[:12]
     return cache_folder() / f"python{version}-{key}"
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(f"{folder.name}.{suffix}")
 
 
 @contextmanager

@@ -1,0 +1,287 @@
+"""The command line: ``confreg``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from confreg import __version__
+from confreg.errors import ConfregError
+
+EPILOG = """examples:
+  confreg run entropy_neurons --out runs/demo.zarr
+  confreg run entropy_neurons --model Qwen/Qwen2.5-7B --profile offload --out runs/qwen.zarr
+  confreg plan entropy_neurons --model Qwen/Qwen2.5-7B --max-tokens 100000
+  confreg show runs/demo.zarr --by te_mediated
+  confreg report runs/demo.zarr -o runs/demo.html
+
+Every command explains itself: confreg run --help
+"""
+
+RUN_EPILOG = """neurons:
+  all                    every neuron of the recipe's layer (default)
+  11.584,11.2378         by layer.index
+  31:0-511               a range of one layer, both ends included
+  random:100             drawn with --seed from the recipe's layer
+
+text:
+  a file, a folder, a glob, or hf:dataset[/config][:split][#column]; default: the English
+  help topics that ship with Python
+
+A run into an existing store goes on where it stopped, if the configuration is the same.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point: exit status 0, 2 for a mistake that the user can mend, 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # nnsight reads sys.argv for a -v of its own.
+    sys.argv = sys.argv[:1]
+    options = _parser().parse_args(arguments)
+    options.command_line = shlex.join(["confreg", *arguments])
+    try:
+        options.function(options)
+    except ConfregError as error:
+        print(f"confreg: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            "\nconfreg: stopped. What was finished is kept: the same command goes on from there.",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader (head, less) has gone: not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="confreg",
+        description="Find and measure confidence-regulation neurons in language models.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"confreg {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_run, _add_plan, _add_show, _add_report, _add_lists, _add_doctor):
+        add(commands)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, function: Any, text: str, epilog: str = ""
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(function=function)
+    return parser
+
+
+def _add_run(commands: Any) -> None:
+    parser = _command(
+        commands, "run", _run, "run a recipe and write its dataset", RUN_EPILOG
+    )
+    _add_request(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing store")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars, no table")
+
+
+def _add_plan(commands: Any) -> None:
+    parser = _command(
+        commands, "plan", _plan, "say what would run, its passes and its sizes; run nothing",
+        RUN_EPILOG,
+    )  # fmt: skip
+    _add_request(parser)
+
+
+def _add_request(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("recipe", metavar="RECIPE", help="a name (see confreg recipes) or the path of a file")
+    add("--model", default="smollm2-135m", metavar="M",
+        help="alias, Hugging Face id[@revision], folder or GGUF file (default: %(default)s)")
+    add("--text", nargs="+", action="extend", metavar="T", help="what to run on, see below")
+    _add_profile(parser, "memory")
+    add("--out", metavar="O.zarr", help="store to write (default: runs/RECIPE.zarr)")
+    add("--engine", default="auto", choices=("auto", "series", "exact", "forward"),
+        help="series and exact: algebra of the last layer; forward: a real intervention for "
+             "every neuron (default: auto)")
+    add("--neurons", default="all", metavar="SPEC", help="which neurons, see below")
+    add("--effects", nargs="+", action="extend", metavar="E",
+        help="which effects of the recipe, or all (default: its usual ones)")
+    add("--sequence-length", type=int, default=256, metavar="N",
+        help="tokens a sequence (default: %(default)s)")
+    add("--max-tokens", type=_count, default=1024, metavar="N",
+        help="tokens in all, or 'all' (default: %(default)s)")
+    add("--per-document", action="store_true", help="begin a new sequence with every document")
+    add("--dtype", metavar="D", help="of the weights (default: the checkpoint's own)")
+    add("--activations", action="store_true", help="keep every activation: neuron × token")
+    add("--reduce", default="none", choices=("none", "token"),
+        help="token: keep only what is left after reducing over tokens")
+    add("--tolerance", type=float, default=1e-5, metavar="X",
+        help="of engine series, in nats (default: %(default)s)")
+    add("--memory", metavar="SIZE", help="budget beside the model, such as 2GB "
+        "(default: a quarter of what is free)")
+    add("--seed", type=int, default=0, metavar="S", help="of everything drawn at random")
+    add("-p", dest="parameters", action="append", default=[], metavar="name=value",
+        help="a parameter of the recipe, such as -p layer=10 or -p ablation=zero")  # fmt: skip
+
+
+def _add_profile(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument("--profile", default=default, metavar="P",
+                        help="where to run: a name or a TOML file (see confreg doctor)")
+    parser.add_argument("-P", dest="overrides", action="append", default=[], metavar="name=value",
+                        help="override a value of the profile, such as -P max_memory.cpu=6GB")
+
+
+def _add_show(commands: Any) -> None:
+    parser = _command(commands, "show", _show, "print the strongest neurons as a table")
+    parser.add_argument("store", metavar="O.zarr")
+    parser.add_argument("--by", default="te_mediated", metavar="VARIABLE",
+                        help="rank by this per-neuron variable (default: %(default)s)")
+    parser.add_argument("-n", type=int, default=10, help="how many (default: %(default)s)")
+    parser.add_argument("--smallest", action="store_true", help="smallest first")
+
+
+def _add_report(commands: Any) -> None:
+    parser = _command(commands, "report", _report, "write a page that shows the dataset")
+    parser.add_argument("store", metavar="O.zarr")
+    parser.add_argument("-o", dest="page", metavar="page.html",
+                        help="default: beside the store, with .html")
+
+
+def _add_lists(commands: Any) -> None:
+    _command(commands, "recipes", _recipes, "list the recipes, their parameters and effects")
+    _command(commands, "models", _models, "list the architectures that can be measured")
+
+
+def _add_doctor(commands: Any) -> None:
+    parser = _command(
+        commands, "doctor", _doctor, "check this machine, and what a profile needs"
+    )
+    _add_profile(parser, None)
+    parser.add_argument("--model", default="smollm2-135m", metavar="M",
+                        help="model to place or to look for (default: %(default)s)")
+
+
+def _count(text: str) -> int | None:
+    return None if text == "all" else int(text)
+
+
+def _pairs(given: Sequence[str], flag: str) -> dict[str, str]:
+    found = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ConfregError(f"{flag} takes name=value, not {item!r}.")
+        found[name] = value
+    return found
+
+
+def _options(options: argparse.Namespace) -> dict[str, Any]:
+    from confreg import tokens
+
+    names = (
+        "model", "engine", "neurons", "effects", "sequence_length", "max_tokens", "per_document",
+        "dtype", "activations", "reduce", "tolerance", "memory", "seed", "profile",
+    )  # fmt: skip
+    return {
+        **{name: getattr(options, name) for name in names},
+        "text": None if options.text is None else tokens.read_sources(options.text),
+        "overrides": _pairs(options.overrides, "-P"),
+        "out": options.out or f"runs/{_stem(options.recipe)}.zarr",
+        **_parameters(options),
+    }
+
+
+def _parameters(options: argparse.Namespace) -> dict[str, str]:
+    from confreg import declaration as recipes
+
+    given = _pairs(options.parameters, "-p")
+    # Checked here, so that a parameter cannot be taken for an option of confreg.run.
+    recipes.find(options.recipe).bind(given)
+    return given
+
+
+def _stem(recipe: str) -> str:
+    from pathlib import Path
+
+    return Path(recipe).stem
+
+
+def _run(options: argparse.Namespace) -> None:
+    from confreg import api
+    from confreg.report import tables
+
+    request = _options(options)
+    ds = api.run(
+        options.recipe,
+        **request,
+        overwrite=options.overwrite,
+        progress=not options.quiet,
+        command_line=options.command_line,
+    )
+    if not options.quiet:
+        tables.print_top(ds)
+        print(f"\nDataset: {request['out']}   page: confreg report {request['out']}")
+    if "error_warning" in ds.attrs:
+        print(f"confreg: warning: {ds.attrs['error_warning']}", file=sys.stderr)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from confreg import api
+    from confreg.report import tables
+
+    tables.print_plan(api.make_plan(options.recipe, **_options(options)))
+
+
+def _show(options: argparse.Namespace) -> None:
+    import confreg
+    from confreg.report import tables
+
+    tables.print_top(confreg.open(options.store), options.by, options.n, options.smallest)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    import confreg
+    from confreg import report
+
+    page = options.page or Path(options.store).with_suffix(".html")
+    print(report.write(confreg.open(options.store), page))
+
+
+def _recipes(options: argparse.Namespace) -> None:
+    from confreg.report import tables
+
+    tables.print_recipes()
+
+
+def _models(options: argparse.Namespace) -> None:
+    from confreg.report import tables
+
+    tables.print_models()
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from confreg.execution import doctor
+    from confreg.report import tables
+
+    checks = doctor.check(options.profile, _pairs(options.overrides, "-P"), options.model)
+    tables.print_checks(checks)
+    if not all(check.ok for check in checks):
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""What the command line prints: tables for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from confreg.errors import ConfregError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from confreg.execution.doctor import Check
+    from confreg.execution.plan import Plan
+
+HEADINGS = {
+    "te": "TE, nats",
+    "de": "DE, nats",
+    "te_mediated": "TE − DE",
+    "mediated": "1 − DE/TE",
+    "w_out_norm": "‖w_out‖",
+    "logit_var": "LogitVar",
+    "null_fraction": "ρ",
+}
+# What ρ, TE and DE are is said once under the table, for readers who come without the paper.
+LEGEND = (
+    "TE, DE: mean |change of loss| when the neuron is ablated, everything recomputed and with the "
+    "final norm's scale frozen. 1 − DE/TE: share that the norm mediates. ρ: share of w_out that "
+    "the unembedding barely reads."
+)
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def print_top(
+    ds: xr.Dataset, by: str = "te_mediated", n: int = 10, smallest: bool = False
+) -> None:
+    """Print the strongest neurons of a dataset.
+
+    Raises
+    ------
+    ConfregError
+        The run that writes the dataset has not finished, or it cannot be ranked so.
+    """
+    import confreg.results.accessor  # noqa: F401  registers ds.confreg
+
+    if not ds.attrs.get("complete", 1):
+        raise ConfregError(
+            "This store is not finished; the command that made it goes on where it stopped: "
+            f"{ds.attrs['command_line']}"
+        )
+    if "te" not in ds and by == "te_mediated":
+        by = str(ds["effect"].values[0])
+    frame = ds.confreg.top(by, n, smallest)
+    columns = [c for c in (*HEADINGS, by) if c in frame]
+    table = Table(title=f"{ds.attrs['title']}: {len(frame)} of {ds.sizes['neuron']} neurons")
+    table.add_column("neuron", style="bold")
+    for column in dict.fromkeys(columns):
+        table.add_column(HEADINGS.get(column, column), justify="right")
+    for label, row in frame.iterrows():
+        table.add_row(str(label), *(_number(row[c]) for c in dict.fromkeys(columns)))
+    console = _console()
+    console.print(table)
+    if "te" in columns:
+        console.print(LEGEND, style="dim")
+
+
+def _number(value: float) -> str:
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:.2e}" if value and abs(value) < 1e-3 else f"{value:.4f}"
+
+
+def print_plan(plan: Plan) -> None:
+    """Print what would run."""
+    table = Table(title=f"{plan.request.recipe.name}: what would run", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in plan_rows(plan):
+        table.add_row(name, value)
+    _console().print(table)
+
+
+def plan_rows(plan: Plan) -> list[tuple[str, str]]:
+    """A plan in words, row by row."""
+    model, tokens, neurons = plan.model, len(plan.table), len(plan.neurons)
+    engines = ", ".join(f"{e} (layer {layer})" for layer, e in plan.engine.items())
+    n0, n1 = plan.neuron_units[0]
+    t0, t1 = plan.token_units[0]
+    passes = [f"{count:,.0f} for {purpose}" for purpose, count in plan.passes.items()]
+    shared = plan.ablation.over_tokens and plan.shared_pass
+    return [
+        ("model", f"{model.name} ({model.architecture}, {size(model.bytes)} of weights)"),
+        ("profile", f"{plan.profile.name}: {plan.profile.description}"),
+        ("text", f"{plan.table.corpus}: {tokens:,} tokens in {len(plan.table.sequences)} sequences,"
+                 f" {int(plan.table.keep.sum()):,} kept"),
+        ("neurons", f"{neurons:,} of layer {', '.join(map(str, plan.neurons.layers))}"),
+        ("effects", ", ".join(e.name for e in plan.effects)),
+        ("engine", engines),
+        ("passes", "; ".join(passes) + " (each token through the model)"
+                   + ("; ablation values share it" if shared else "")),
+        ("units", f"{len(plan.neuron_units)} × {len(plan.token_units)} of up to "
+                  f"{n1 - n0:,} neurons × {t1 - t0:,} tokens"),
+        ("pairs", f"{plan.pairs:,} neurons × tokens"),
+        ("in memory", f"{size(plan.memory)} beside the model"),
+        ("on disk", f"{size(plan.bytes_on_disk)} before compression"),
+    ]  # fmt: skip
+
+
+def size(count: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def print_recipes() -> None:
+    """Print every recipe with its parameters and effects."""
+    from confreg import declaration as recipes
+
+    console = _console()
+    for name in recipes.names():
+        found = recipes.find(name)
+        console.print(f"[bold]{name}[/bold]  {found.summary}")
+        for parameter in found.parameters.values():
+            console.print(f"    -p {parameter.describe()}", markup=False)
+        for effect in found.effects:
+            usual = "" if effect.default else "  (on request)"
+            console.print(f"    {effect.name}: {effect.long_name}, {effect.units}{usual}")
+
+
+def print_models() -> None:
+    """Print the architectures that can be measured."""
+    from confreg.models import table as supported
+
+    rows: Sequence[dict[str, Any]] = supported()
+    table = Table(title="Architectures")
+    for heading in rows[0]:
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    _console().print(table)
+
+
+def print_checks(checks: Sequence[Check]) -> None:
+    """Print one screen, green or a sentence each."""
+    console = _console()
+    for check in checks:
+        mark = "[green]ok[/green]  " if check.ok else "[red]no[/red]  "
+        console.print(f"{mark}[bold]{check.name}[/bold]: ", end="")
+        console.print(check.sentence, markup=False)
