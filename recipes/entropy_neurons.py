@@ -18,6 +18,8 @@ Language Models, arXiv 2406.16254, section 3.
 
 from typing import Literal
 
+import nnsight
+
 from confreg import Effect, effects, recipe
 
 EFFECTS = [
@@ -55,6 +57,7 @@ def entropy_neurons(
 
         readout = effects.read_readout(final_norm, unembedding, residual, **readout_spec)
         write = effects.Write(down_proj, post_norm=post_norm, post_input=mlp_output, **write_spec)
-        block = effects.measure(batch, readout, write, activation, residual, logits).save()
+        block = effects.measure(batch, readout, write, activation, residual, logits)
+        nnsight.save(block)
 
     return block

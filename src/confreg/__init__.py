@@ -10,8 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from confreg.errors import ConfregError
 from confreg.declaration import Effect, Recipe, recipe
+from confreg.errors import ConfregError
 
 if TYPE_CHECKING:
     from confreg import effects

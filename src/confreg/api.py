@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from confreg import declaration as recipes
+from confreg.declaration import Recipe
 from confreg.errors import ConfregError
 from confreg.execution import plan as plans
 from confreg.execution import profiles
 from confreg.execution.plan import Plan, Request
 from confreg.execution.profiles import NdifProfile, Profile
-from confreg.declaration import Recipe
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,7 +28,7 @@ def run(
     recipe: str | Path | Recipe,
     *,
     model: str | Model = "smollm2-135m",
-    text: None | str | Path | Sequence[str] | Sequence[Path] | Corpus = None,
+    text: str | Path | Sequence[str] | Sequence[Path] | Corpus | None = None,
     profile: str | Path | Profile = "memory",
     overrides: Mapping[str, Any] | None = None,
     out: str | Path | None = None,

@@ -88,9 +88,7 @@ def _command(
 
 
 def _add_run(commands: Any) -> None:
-    parser = _command(
-        commands, "run", _run, "run a recipe and write its dataset", RUN_EPILOG
-    )
+    parser = _command(commands, "run", _run, "run a recipe and write its dataset", RUN_EPILOG)
     _add_request(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing store")
     parser.add_argument("--quiet", action="store_true", help="no progress bars, no table")
@@ -107,47 +105,96 @@ def _add_plan(commands: Any) -> None:
 def _add_request(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("recipe", metavar="RECIPE", help="a name (see confreg recipes) or the path of a file")
-    add("--model", default="smollm2-135m", metavar="M",
-        help="alias, Hugging Face id[@revision], folder or GGUF file (default: %(default)s)")
+    add(
+        "--model",
+        default="smollm2-135m",
+        metavar="M",
+        help="alias, Hugging Face id[@revision], folder or GGUF file (default: %(default)s)",
+    )
     add("--text", nargs="+", action="extend", metavar="T", help="what to run on, see below")
     _add_profile(parser, "memory")
     add("--out", metavar="O.zarr", help="store to write (default: runs/RECIPE.zarr)")
-    add("--engine", default="auto", choices=("auto", "series", "exact", "forward"),
+    add(
+        "--engine",
+        default="auto",
+        choices=("auto", "series", "exact", "forward"),
         help="series and exact: algebra of the last layer; forward: a real intervention for "
-             "every neuron (default: auto)")
+        "every neuron (default: auto)",
+    )
     add("--neurons", default="all", metavar="SPEC", help="which neurons, see below")
-    add("--effects", nargs="+", action="extend", metavar="E",
-        help="which effects of the recipe, or all (default: its usual ones)")
-    add("--sequence-length", type=int, default=256, metavar="N",
-        help="tokens a sequence (default: %(default)s)")
-    add("--max-tokens", type=_count, default=1024, metavar="N",
-        help="tokens in all, or 'all' (default: %(default)s)")
+    add(
+        "--effects",
+        nargs="+",
+        action="extend",
+        metavar="E",
+        help="which effects of the recipe, or all (default: its usual ones)",
+    )
+    add(
+        "--sequence-length",
+        type=int,
+        default=256,
+        metavar="N",
+        help="tokens a sequence (default: %(default)s)",
+    )
+    add(
+        "--max-tokens",
+        type=_count,
+        default=1024,
+        metavar="N",
+        help="tokens in all, or 'all' (default: %(default)s)",
+    )
     add("--per-document", action="store_true", help="begin a new sequence with every document")
     add("--dtype", metavar="D", help="of the weights (default: the checkpoint's own)")
     add("--activations", action="store_true", help="keep every activation: neuron × token")
-    add("--reduce", default="none", choices=("none", "token"),
-        help="token: keep only what is left after reducing over tokens")
-    add("--tolerance", type=float, default=1e-5, metavar="X",
-        help="of engine series, in nats (default: %(default)s)")
-    add("--memory", metavar="SIZE", help="budget beside the model, such as 2GB "
-        "(default: a quarter of what is free)")
+    add(
+        "--reduce",
+        default="none",
+        choices=("none", "token"),
+        help="token: keep only what is left after reducing over tokens",
+    )
+    add(
+        "--tolerance",
+        type=float,
+        default=1e-5,
+        metavar="X",
+        help="of engine series, in nats (default: %(default)s)",
+    )
+    add(
+        "--memory",
+        metavar="SIZE",
+        help="budget beside the model, such as 2GB (default: a quarter of what is free)",
+    )
     add("--seed", type=int, default=0, metavar="S", help="of everything drawn at random")
     add("-p", dest="parameters", action="append", default=[], metavar="name=value",
         help="a parameter of the recipe, such as -p layer=10 or -p ablation=zero")  # fmt: skip
 
 
 def _add_profile(parser: argparse.ArgumentParser, default: str | None) -> None:
-    parser.add_argument("--profile", default=default, metavar="P",
-                        help="where to run: a name or a TOML file (see confreg doctor)")
-    parser.add_argument("-P", dest="overrides", action="append", default=[], metavar="name=value",
-                        help="override a value of the profile, such as -P max_memory.cpu=6GB")
+    parser.add_argument(
+        "--profile",
+        default=default,
+        metavar="P",
+        help="where to run: a name or a TOML file (see confreg doctor)",
+    )
+    parser.add_argument(
+        "-P",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="name=value",
+        help="override a value of the profile, such as -P max_memory.cpu=6GB",
+    )
 
 
 def _add_show(commands: Any) -> None:
     parser = _command(commands, "show", _show, "print the strongest neurons as a table")
     parser.add_argument("store", metavar="O.zarr")
-    parser.add_argument("--by", default="te_mediated", metavar="VARIABLE",
-                        help="rank by this per-neuron variable (default: %(default)s)")
+    parser.add_argument(
+        "--by",
+        default="te_mediated",
+        metavar="VARIABLE",
+        help="rank by this per-neuron variable (default: %(default)s)",
+    )
     parser.add_argument("-n", type=int, default=10, help="how many (default: %(default)s)")
     parser.add_argument("--smallest", action="store_true", help="smallest first")
 
@@ -155,8 +202,9 @@ def _add_show(commands: Any) -> None:
 def _add_report(commands: Any) -> None:
     parser = _command(commands, "report", _report, "write a page that shows the dataset")
     parser.add_argument("store", metavar="O.zarr")
-    parser.add_argument("-o", dest="page", metavar="page.html",
-                        help="default: beside the store, with .html")
+    parser.add_argument(
+        "-o", dest="page", metavar="page.html", help="default: beside the store, with .html"
+    )
 
 
 def _add_lists(commands: Any) -> None:
@@ -165,12 +213,14 @@ def _add_lists(commands: Any) -> None:
 
 
 def _add_doctor(commands: Any) -> None:
-    parser = _command(
-        commands, "doctor", _doctor, "check this machine, and what a profile needs"
-    )
+    parser = _command(commands, "doctor", _doctor, "check this machine, and what a profile needs")
     _add_profile(parser, None)
-    parser.add_argument("--model", default="smollm2-135m", metavar="M",
-                        help="model to place or to look for (default: %(default)s)")
+    parser.add_argument(
+        "--model",
+        default="smollm2-135m",
+        metavar="M",
+        help="model to place or to look for (default: %(default)s)",
+    )
 
 
 def _count(text: str) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import pkgutil
@@ -130,7 +131,7 @@ class Recipe:
             raise ConfregError(
                 f"Recipe {self.name!r} has no effect {unknown[0]!r}. It has: {', '.join(known)}."
             )
-        needed = [n for n in dict.fromkeys([*names, *self.mediated])]
+        needed = list(dict.fromkeys([*names, *self.mediated]))
         return tuple(e for e in self.effects if e.name in needed)
 
 
@@ -185,16 +186,18 @@ def _parameters(measure: Callable[..., Any]) -> dict[str, Parameter]:
 
 
 def _type_name(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace(
-        "typing.", ""
+    return (
+        annotation.__name__
+        if isinstance(annotation, type)
+        else str(annotation).replace("typing.", "")
     )
 
 
 def names() -> list[str]:
     """Names of the recipes that ship with confreg."""
-    import confreg.recipes
-
-    return sorted(m.name for m in pkgutil.iter_modules(confreg.recipes.__path__))
+    # The folder recipes/ is mapped into the package when it is installed.
+    folder = importlib.import_module("confreg.recipes").__path__
+    return sorted(m.name for m in pkgutil.iter_modules(folder))
 
 
 def find(recipe: str | Path | Recipe) -> Recipe:
@@ -224,7 +227,8 @@ def _from_file(path: Path) -> Recipe:
     path = path.resolve()
     name = path.stem
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # As with a script: helper modules beside the recipe can be imported by it.
     if str(path.parent) not in sys.path:

@@ -60,8 +60,10 @@ def _versions() -> list[Check]:
     for name, version in versions().items():
         tested = TESTED.get(name, ())
         plain = version.split("+")[0]
-        note = f"{version}" if not tested or plain in tested else (
-            f"{version}; the tests run with {' and '.join(tested)}"
+        note = (
+            f"{version}"
+            if not tested or plain in tested
+            else (f"{version}; the tests run with {' and '.join(tested)}")
         )
         found.append(Check(name, version != "absent", note))
     return found

@@ -25,13 +25,13 @@ class Job:
         The server's.
     submitted : float
         When, in seconds since the epoch.
-    bytes_up : int
-        Size of its request.
+    polled : bool
+        Whether its result can be fetched by id; else it came, or did not, on a websocket.
     """
 
     id: str
     submitted: float
-    bytes_up: int
+    polled: bool
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,15 @@ class Journal:
         with self._lock:
             return self._open.get(key)
 
-    def submitted(self, key: str, job: str, bytes_up: int) -> Job:
+    def keys(self, prefix: str) -> list[str]:
+        """Units whose jobs may still answer and whose keys begin with ``prefix``."""
+        with self._lock:
+            return [key for key in self._open if key.startswith(prefix)]
+
+    def submitted(self, key: str, job: str, bytes_up: int, polled: bool = True) -> Job:
         """Write down that a job was submitted for a unit."""
-        self._write({"event": "submitted", "key": key, "job": job, "bytes_up": bytes_up})
+        event = {"event": "submitted", "key": key, "job": job}
+        self._write({**event, "bytes_up": bytes_up, "polled": polled})
         return self._open[key]
 
     def collected(self, key: str, job: str, bytes_down: int, seconds: float | None) -> None:
@@ -152,7 +158,7 @@ class Journal:
     def _apply(self, record: dict[str, Any]) -> None:
         key, event = record["key"], record["event"]
         if event == "submitted":
-            self._open[key] = Job(record["job"], record["at"], record["bytes_up"])
+            self._open[key] = Job(record["job"], record["at"], record["polled"])
             self._submitted += 1
             self._up += record["bytes_up"]
         elif event == "collected" and record["job"] not in self._collected:

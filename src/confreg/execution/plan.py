@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from confreg.declaration import Effect, Recipe
 from confreg.errors import ConfregError
 from confreg.execution import ablation as ablations
 from confreg.execution import neurons as choosing
 from confreg.execution.ablation import Ablation
 from confreg.execution.neurons import Neurons
 from confreg.execution.profiles import NdifProfile, Profile
-from confreg.declaration import Effect, Recipe
 
 if TYPE_CHECKING:
     from confreg.models import Description
@@ -164,9 +164,7 @@ def make_plan(request: Request, model: Description, table: TokenTable) -> Plan:
     profile = request.profile or profiles.load("memory")
     parameters = request.recipe.bind(request.parameters)
     layer = int(parameters.get("layer", -1))
-    neurons = choosing.choose(
-        request.neurons, layer, model.n_layers, model.n_neurons, request.seed
-    )
+    neurons = choosing.choose(request.neurons, layer, model.n_layers, model.n_neurons, request.seed)
     effects = request.recipe.choose(request.effects)
     if not table.keep.any():
         raise ConfregError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import tomllib
 from collections.abc import Mapping
@@ -64,6 +65,8 @@ class NdifProfile(_Profile):
     jobs_in_flight: int = Field(default=2, ge=1)
     memory: ByteSize = ByteSize(4_000_000_000)
     max_result: ByteSize = ByteSize(200_000_000)
+    blocking: bool = False
+    sandbox: bool = False
     trusted: bool = False
     allow_http: bool = False
 
@@ -76,11 +79,9 @@ _PROFILE: TypeAdapter[Profile] = TypeAdapter(
 
 def folders() -> list[Path]:
     """Where profiles are looked for: the user's own folder, then those that ship."""
-    import confreg.remote_conf
-
     own = os.environ.get("CONFREG_PROFILES")
     user = Path(own) if own else platformdirs.user_config_path("confreg") / "profiles"
-    return [user, *map(Path, confreg.remote_conf.__path__)]
+    return [user, *map(Path, importlib.import_module("confreg.remote_conf").__path__)]
 
 
 def names() -> list[str]:

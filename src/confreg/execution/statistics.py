@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import nnsight
 import numpy as np
 import torch
 
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 
 
 def weight_statistics(plan: Plan, model: Model) -> dict[str, np.ndarray]:
-    """``w_out_norm``, ``logit_var``, ``null_fraction`` (n,), ``singular_value`` (d,), ``null_dims``.
+    """Weight-space statistics of the plan's neurons, and the unembedding's spectrum.
 
+    ``w_out_norm``, ``logit_var``, ``null_fraction`` (n,), ``singular_value`` (d,), ``null_dims``.
     No token goes through the model: in this process the modules are called by themselves,
     on a server within a trace of two tokens.
     """
@@ -44,9 +46,7 @@ def _weights_here(plan: Plan, model: Model, layer: int, index: torch.Tensor) -> 
     return effects.weight_statistics(readout, write, index, like, **_options(plan, model))
 
 
-def _weights_on_server(
-    plan: Plan, model: Model, layer: int, index: torch.Tensor
-) -> dict[str, Any]:
+def _weights_on_server(plan: Plan, model: Model, layer: int, index: torch.Tensor) -> dict[str, Any]:
     down_proj, post_norm = model.down_proj(layer), model.post_norm(layer)
     final_norm, unembedding = model.final_norm, model.unembedding
     readout_spec, write_spec, options = model.readout, model.write_spec, _options(plan, model)
@@ -54,7 +54,8 @@ def _weights_on_server(
         like = final_norm.input
         readout = effects.read_readout(final_norm, unembedding, like, **readout_spec)
         write = effects.Write(down_proj, post_norm=post_norm, **write_spec)
-        found = effects.weight_statistics(readout, write, index, like, **options).save()
+        found = effects.weight_statistics(readout, write, index, like, **options)
+        nnsight.save(found)
     return found
 
 
@@ -100,7 +101,7 @@ def _layer_values(
         with model.trace(block.inputs) as tracer:
             activation = effects.pick(down_proj.input, chosen, index)
             part = activation.double().sum(0) if summed else activation.float()
-            part = part.cpu().save()
+            part = nnsight.save(part.cpu())
             tracer.stop()
         parts.append(part)
         count += len(chosen)

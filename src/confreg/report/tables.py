@@ -38,9 +38,7 @@ def _console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
-def print_top(
-    ds: xr.Dataset, by: str = "te_mediated", n: int = 10, smallest: bool = False
-) -> None:
+def print_top(ds: xr.Dataset, by: str = "te_mediated", n: int = 10, smallest: bool = False) -> None:
     """Print the strongest neurons of a dataset.
 
     Raises

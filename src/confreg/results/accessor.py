@@ -11,9 +11,7 @@ from confreg.errors import ConfregError
 if TYPE_CHECKING:
     import pandas as pd
 
-TABLE_COLUMNS = (
-    "te", "de", "mediated", "te_mediated", "w_out_norm", "logit_var", "null_fraction"
-)
+TABLE_COLUMNS = ("te", "de", "mediated", "te_mediated", "w_out_norm", "logit_var", "null_fraction")
 
 
 @xr.register_dataset_accessor("confreg")
@@ -90,7 +88,7 @@ class Accessor:
         one = self._ds[[v for v in self._ds.data_vars if self._ds[v].dims == ("neuron",)]]
         frame = one.reset_coords(drop=True).to_dataframe()
         first = [c for c in TABLE_COLUMNS if c in frame]
-        return frame[first + [c for c in frame if c not in first]]
+        return frame.reindex(columns=[*first, *(c for c in frame if c not in first)])
 
     def kept(self) -> xr.Dataset:
         """The tokens over which reductions run."""

@@ -91,4 +91,3 @@ def attributes(plan: Plan, command_line: str) -> dict[str, str | int | float]:
         "command_line": command_line,
         "history": f"confreg {confreg.__version__}: {command_line}",
     }
-

@@ -185,7 +185,7 @@ class Store:
     def measured(self) -> dict[str, float]:
         """Totals over all units: pairs, how many were recomputed, and the measured error."""
         table = np.asarray(_get(self.work, "measured")[...]).reshape(-1, len(MEASURED))
-        total = dict(zip(MEASURED, np.nansum(table, axis=0).tolist()))
+        total: dict[str, float] = dict(zip(MEASURED, np.nansum(table, axis=0).tolist()))
         total["error_max"] = float(np.nanmax(table[:, MEASURED.index("error_max")]))
         return total
 
@@ -251,7 +251,7 @@ def _array(
         dtype=row.dtype,
         dimension_names=row.dims,
         fill_value=fill,
-        attributes=row.attributes,
+        attributes=dict(row.attributes),
         overwrite=True,
     )
 
@@ -334,7 +334,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def open(path: str | Path) -> xr.Dataset:  # noqa: A001
+def open(path: str | Path) -> xr.Dataset:
     """Open a store as a dataset, lazily, with its accessor ``ds.confreg``.
 
     Parameters

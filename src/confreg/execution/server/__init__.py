@@ -6,6 +6,7 @@ owns every process and ends them all.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -82,7 +83,8 @@ def up(
     Parameters
     ----------
     models : sequence of str
-        Hub ids, local folders or embedded models to deploy at once; others are deployed when first asked for.
+        Hub ids, local folders or embedded models to deploy at once; others are deployed when
+        first asked for.
     device : str
         ``"auto"`` takes CUDA where ``nvidia-smi`` finds a GPU.
     dtype : str, optional
@@ -215,10 +217,8 @@ def _wait_for_end(state: Mapping[str, Any], patience: float = 60) -> None:
 
 def _collect(pid: int) -> None:
     """Reap the supervisor where it is a child of this very process."""
-    try:
+    with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        pass
 
 
 def _end_leftovers(folder: Path) -> None:

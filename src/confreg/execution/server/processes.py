@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import socket
 import sys
@@ -58,10 +59,8 @@ def end_descendants(pid: int, grace: float = 6.0) -> list[psutil.Process]:
 
 def _signal(processes: Iterable[psutil.Process], polite: bool) -> None:
     for process in processes:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate() if polite else process.kill()
-        except psutil.NoSuchProcess:
-            pass
 
 
 def same(pid: int | None, started: float | None) -> bool:
