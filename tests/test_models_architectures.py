@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import functools
 
-import nnsight
 import oracle
 import pytest
 import torch
+import tracing
 import zoo
 
 from confreg import effects
 from confreg.models import Model, architectures
 
-EFFECTS = (
-    "loss_total",
-    "loss_direct",
-    "entropy_total",
-    "entropy_direct",
-    "rank_total",
-    "top1_total",
-)
 TOLERANCE = 1e-4  # nats, of the issue
 TIE = 1e-5
 
@@ -43,40 +35,6 @@ def values_of(architecture: str, layer: int) -> torch.Tensor:
     values = judge.activations(zoo.tokens(), layer).flatten(0, -2).mean(0)[:48].float()
     values[::4] += 2
     return values
-
-
-def batch_of(model: Model, layer: int, engine: str) -> effects.Batch:
-    ids = zoo.tokens()
-    targets = ids.roll(-1, 1)
-    targets[:, -1] = -1
-    return effects.Batch(
-        inputs=ids.repeat(49, 1) if engine == "forward" else ids,
-        rows=len(ids),
-        positions=torch.arange(ids.numel()),
-        targets=targets.flatten(),
-        keep=targets.flatten() >= 0,
-        layer=layer,
-        neurons=torch.arange(48),
-        width=model.n_neurons,
-        values=values_of(model.architecture, layer),
-        effects=EFFECTS,
-        engine=engine,
-    )
-
-
-def measured(model: Model, batch: effects.Batch) -> dict[str, torch.Tensor]:
-    down, norm, head = model.down_proj(batch.layer), model.final_norm, model.unembedding
-    post, spec = model.post_norm(batch.layer), model.readout
-    with model.trace(batch.inputs):
-        activation = down.input
-        down.input = effects.ablate(activation, batch)
-        post_input = post.input if post is not None else None
-        residual = norm.input
-        raw = head.output
-        readout = effects.read_readout(norm, head, residual, **spec)
-        write = effects.Write(down, post_norm=post, post_input=post_input, **model.write_spec)
-        block = nnsight.save(effects.measure(batch, readout, write, activation, residual, raw))
-    return block
 
 
 @pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
@@ -123,8 +81,9 @@ def test_first_layer_agrees_with_the_oracle(architecture):
 
 def compare(architecture: str, layer: int, engine: str) -> None:
     model, truth = model_of(architecture), truth_of(architecture, layer)
-    found = measured(model, batch_of(model, layer, engine))["effects"]
-    for column, name in enumerate(EFFECTS):
+    batch = tracing.batch(model, zoo.tokens(), values_of(architecture, layer), layer, engine)
+    found = tracing.measure(model, batch)["effects"]
+    for column, name in enumerate(tracing.EFFECTS):
         expected, mine = truth.effects[name], found[..., column].double()
         if name.startswith(("rank", "top1")):
             clear = (truth.margin > TIE) & expected.isfinite()

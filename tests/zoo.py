@@ -14,6 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from confreg.models.quiet import quiet
+
 VOCAB = 97
 ROWS = 101  # of the unembedding: four more than the tokenizer has tokens
 
@@ -107,11 +109,20 @@ def randomise(network: torch.nn.Module, generator: torch.Generator) -> None:
         parameter.data.copy_(value)
 
 
-def save(architecture: str, folder: Path | str, *, seed: int = 0, **overrides: Any) -> Path:
+def save(
+    architecture: str,
+    folder: Path | str,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    **overrides: Any,
+) -> Path:
     """Write a checkpoint, sharded so that a shard ends inside the model, and return its folder."""
     network, words = tiny(architecture, seed=seed, **overrides)
-    network.save_pretrained(folder, max_shard_size="40KB")
-    words.save_pretrained(folder)
+    network.to(dtype)
+    with quiet():
+        network.save_pretrained(folder, max_shard_size="40KB")
+        words.save_pretrained(folder)
     return Path(folder)
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from confreg.models.architectures import Architecture
+    from confreg.models.placement import Placement
 
 
 def describe(name: str, revision: str | None = None, dtype: str | None = None) -> Description:
@@ -41,7 +42,7 @@ def describe(name: str, revision: str | None = None, dtype: str | None = None) -
 
 def load(
     name: str,
-    profile: Any = None,
+    profile: Placement | None = None,
     dtype: str | None = None,
     revision: str | None = None,
     weights: bool = True,
@@ -70,9 +71,12 @@ def load(
     """
     from nnsight import TransformersModel
 
-    dtype = dtype or (profile.dtype if profile is not None else None)
+    if profile is not None and profile.quantization is not None:
+        profile.check_quantization()
     source = locate(name, revision)
-    described = _describe(source, dtype)
+    computed = dtype or (profile.dtype if profile is not None else None)
+    held = (profile.quantization if profile is not None else None) or computed
+    described = _describe(source, held)
     if not weights:
         with quiet():
             nn = TransformersModel(
@@ -80,10 +84,10 @@ def load(
                 revision=None if source.local else source.revision,
                 task="text-generation",
                 tokenizer=described.tokenizer,
-                dtype=dtype or "auto",
+                dtype=held or "auto",
             )
         return Model(nn, described)
-    network = _read(source, described, profile)
+    network = _read(source, described, profile, computed)
     network.eval().requires_grad_(False)
     with quiet():
         nn = TransformersModel(network, task="text-generation", tokenizer=described.tokenizer)
@@ -114,12 +118,16 @@ def _describe(source: Source, dtype: str | None) -> Description:
     return described
 
 
-def _read(source: Source, described: Description, profile: Any) -> Any:
+def _read(
+    source: Source, described: Description, profile: Placement | None, computed: str | None
+) -> Any:
     """Read the weights, and put them where the profile says."""
     from nnsight.modeling.quantization import resolve_load_kwargs
     from transformers import AutoModelForCausalLM
 
     words: dict[str, Any] = {"dtype": described.dtype, **source.keywords()}
+    if computed and computed != described.dtype:
+        words["compute_dtype"] = computed  # of a quantized model
     if profile is not None:
         words |= profile.keywords(described, source)
     with quiet(), _named(source, "weights"):

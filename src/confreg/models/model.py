@@ -24,8 +24,9 @@ class Description:
     ----------
     name, revision : str
         As the dataset records them; ``revision`` is "" where there is none.
-    dtype : str
-        "float32", "bfloat16", "nf4" ...
+    dtype, stored_dtype : str
+        What weights are held as in memory ("float32", "bfloat16", "nf4" ...), and in the
+        checkpoint.
     n_layers, n_neurons, d_model, vocab_size : int
         Layers; neurons of one layer; width of the residual stream; rows of the unembedding.
     vocab_real : int
@@ -40,6 +41,7 @@ class Description:
     name: str
     revision: str
     dtype: str
+    stored_dtype: str
     row: Architecture
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
@@ -105,6 +107,7 @@ def describe_config(
         name=name,
         revision=revision or "",
         dtype=dtype or own,
+        stored_dtype=own,
         row=row,
         config=config,
         tokenizer=tokenizer,

@@ -1,22 +1,26 @@
-"""Keep transformers' bars and notices off the terminal while confreg loads."""
+"""Keep transformers' and accelerate's bars and notices off the terminal while confreg loads."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers below errors, and its progress bars; restore both afterwards."""
-    from transformers.utils import logging
+    """Silence both libraries below errors, and progress bars; restore all of it afterwards."""
+    from transformers.utils import logging as theirs
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    accelerate = logging.getLogger("accelerate")
+    level, bars, other = theirs.get_verbosity(), theirs.is_progress_bar_enabled(), accelerate.level
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    accelerate.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        theirs.set_verbosity(level)
+        accelerate.setLevel(other)
         if bars:
-            logging.enable_progress_bar()
+            theirs.enable_progress_bar()
