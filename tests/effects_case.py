@@ -24,15 +24,15 @@ def measure(
     """What `effects.measure` returns for a layer's random state."""
     stream, activation, ids, targets = state(layer, seed=seed)
     frequency, log_frequency = frequencies(layer.head.out_features)
+    copies = 1 + len(neurons) if engine == "forward" else 1
+    inputs = ids.repeat(copies, 1)
     batch = fx.Batch(
-        ids, len(ids), torch.arange(ids.numel()), targets, targets >= 0, 0, neurons,
+        inputs, len(ids), torch.arange(ids.numel()), targets, targets >= 0, 0, neurons,
         layer.down.in_features, values, names, engine=engine, frequency=frequency,
         log_frequency=log_frequency, **options,
     )  # fmt: skip
     with torch.no_grad():
-        if engine == "forward":
-            copies = 1 + len(neurons)
-            stream, activation = stream.repeat(copies, 1, 1), activation.repeat(copies, 1, 1)
+        stream, activation = stream.repeat(copies, 1, 1), activation.repeat(copies, 1, 1)
         used = fx.ablate(activation, batch)
         residual = stream + layer.mlp(used)
         raw = layer.head(layer.norm(residual))

@@ -29,8 +29,14 @@ def variants_of(effects):
     return tuple(dict.fromkeys(split(effect)[1] for effect in effects))
 
 
-def outcome(logits, targets, log_frequency=None):
-    """Measures of final logits.
+def measures_of(effects, variant=None):
+    """The measures that some effects need (of one variant), each once."""
+    pairs = [split(effect) for effect in effects]
+    return tuple(dict.fromkeys(m for m, v in pairs if variant is None or v == variant))
+
+
+def outcome(logits, targets, wanted, log_frequency=None):
+    """Measures of final logits, each in one pass over a block that should fit the cache.
 
     Parameters
     ----------
@@ -38,34 +44,37 @@ def outcome(logits, targets, log_frequency=None):
         float32 or float64.
     targets : Tensor (m,) int64
         -1 where there is no next token.
+    wanted : tuple of str
+        Of ``loss`` and ``entropy`` (nats), ``rank`` of the target (0: most likely; -1 without a
+        target), ``top1`` (token id) and ``kl_frequency``, D(p_freq ‖ p_model).
     log_frequency : Tensor (V,), optional
 
     Returns
     -------
     dict of str to Tensor (m,)
-        ``loss`` and ``entropy`` (nats); ``rank`` of the target (0: most likely; -1 without a
-        target) and ``top1``, int64; with ``log_frequency`` also ``kl_frequency``,
-        D(p_freq ‖ p_model).
     """
-    log_p = torch.log_softmax(logits, -1)
     known = targets >= 0
-    at_target = log_p.gather(-1, targets.clamp_min(0)[:, None])
-    out = {
-        "loss": torch.where(known, -at_target[:, 0], torch.nan),
-        "entropy": -(log_p.exp() * log_p).sum(-1),
-        "rank": torch.where(known, (log_p > at_target).sum(-1), -1),
-        "top1": logits.argmax(-1),
-    }
-    if log_frequency is not None:
-        out["kl_frequency"] = kl_frequency(log_p, log_frequency)
+    shifted = logits - logits.amax(-1, keepdim=True)
+    at_target = shifted.gather(-1, targets.clamp_min(0)[:, None])
+    weights = shifted.exp()
+    total = weights.sum(-1)
+    log_total = total.log()
+    out = {}
+    if "loss" in wanted:
+        out["loss"] = torch.where(known, log_total - at_target[:, 0], torch.nan)
+    if "entropy" in wanted:
+        out["entropy"] = log_total - (weights.mul_(shifted)).sum(-1) / total
+    if "rank" in wanted:
+        out["rank"] = torch.where(known, (shifted > at_target).sum(-1), -1)
+    if "top1" in wanted:
+        out["top1"] = shifted.argmax(-1)
+    if "kl_frequency" in wanted:
+        # Rows of the unembedding that no token owns take no part.
+        real = log_frequency > -torch.inf
+        p = torch.where(real, log_frequency, -torch.inf).to(logits.dtype).exp()
+        negentropy = (p * torch.where(real, log_frequency, 0.0)).sum()
+        out["kl_frequency"] = negentropy + log_total - shifted @ p
     return out
-
-
-def kl_frequency(log_p, log_frequency):
-    """D(p_freq ‖ p_model), (m,): rows of the unembedding that no token owns take no part."""
-    real = log_frequency > -torch.inf
-    target = log_frequency[real].to(log_p.dtype)
-    return (target.exp() * (target - log_p[:, real])).sum(-1)
 
 
 def change(measure, after, before):

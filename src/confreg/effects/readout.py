@@ -36,6 +36,8 @@ class Readout:
         γ (for Gemma: 1 + γ).
     offset : Tensor (V,) float32
         c₀ = W_U β + b.
+    shifted : bool
+        Whether ``offset`` is anything but zero.
     centred : bool
     eps, scale : float
     softcap : float or None
@@ -45,6 +47,7 @@ class Readout:
         self.unembed = unembed
         self.gain = real(gain)
         self.offset = real(offset)
+        self.shifted = bool((self.offset != 0).any())
         self.centred = centred
         self.eps = eps
         self.scale = scale

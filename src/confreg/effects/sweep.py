@@ -4,7 +4,7 @@ import torch
 
 from .exact import Base, exact, exact_token, put_back
 from .geometry import final_norm_change
-from .measures import change, outcome, split, variants_of
+from .measures import change, measures_of, outcome, split, variants_of
 from .tally import Tally
 from .values import values_of
 from .write import take
@@ -117,7 +117,10 @@ def unablated(block):
     """Measures of the unablated model at a block's tokens, dict of (T,)."""
     parts = []
     for tokens in spans(len(block.positions), block.sizes()[1]):
-        found = outcome(block.logits(tokens), block.targets[tokens], block.log_frequency)
+        wanted = ("loss", "entropy", "rank", "top1")
+        if block.log_frequency is not None:
+            wanted = (*wanted, "kl_frequency")
+        found = outcome(block.logits(tokens), block.targets[tokens], wanted, block.log_frequency)
         residual = take(block.residual, block.positions[tokens]).float()
         found["norm_scale"] = block.readout.norm_scale(residual)
         parts.append(found)
@@ -173,7 +176,7 @@ def recheck(base, u, coefficients, effects, mask, names, tally):
     for token in mask.any(0).nonzero()[:, 0].tolist():
         some = mask[:, token].nonzero()[:, 0]
         pairs = {name: c.at(some, token) for name, c in coefficients.items()}
-        truth = exact_token(base, u[some].double(), token, pairs, names)
+        truth = exact_token(base, u, token, pairs, names, some, torch.float64)
         tally.check(effects[some, token], truth)
 
 
@@ -188,7 +191,8 @@ def compare_copies(block, clean, tally):
             out = torch.empty(len(targets), len(effects))
             for variant in variants_of(effects):
                 logits = copied(block, copy, tokens, variant, before)
-                after = outcome(logits, targets, block.log_frequency)
+                wanted = measures_of(effects, variant)
+                after = outcome(logits, targets, wanted, block.log_frequency)
                 for column, (name, of) in enumerate(map(split, effects)):
                     if of == variant:
                         out[:, column] = change(name, after[name], clean[name][tokens])
