@@ -98,6 +98,12 @@ class Plan:
         return self.request.reduce == "none"
 
     @property
+    def variables(self) -> list[str]:
+        """What every unit of work fills."""
+        found = ["loss", "entropy", "norm_scale", "rank", "top1"]
+        return found + ["effects"] * self.cube + ["activation"] * self.request.activations
+
+    @property
     def pairs(self) -> int:
         """Neurons × tokens."""
         return len(self.neurons) * len(self.table)

@@ -44,19 +44,18 @@ def open_store(plan: Plan, path: Path, overwrite: bool, command_line: str) -> St
         attributes(plan, command_line),
         plan.neuron_units,
         plan.token_units,
-        cube=plan.cube,
-        activations=plan.request.activations,
+        variables=plan.variables,
     )
 
 
 def as_stored(plan: Plan, store: Store, progress: Progress) -> Plan:
     """The plan with the units of the store, which may have been cut for another memory budget.
 
-    Finished units that cannot be read any more are said and done again.
+    What was finished and cannot be read any more is said, and done again.
     """
-    damaged = store.damaged()
-    if damaged:
-        progress.say(f"{len(damaged)} damaged units of {str(store.path)!r} are computed again.")
+    lost = store.mend()
+    if lost:
+        progress.say(f"Damaged in {str(store.path)!r}, computed again: {', '.join(lost)}.")
     return replace(plan, neuron_units=store.neurons, token_units=store.tokens)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from confreg.errors import ConfregError
@@ -32,6 +32,12 @@ class Variable:
         unit = {"units": self.units} if self.units else {}
         return {"long_name": self.long_name, **unit}
 
+    def over(self, subject: str) -> Variable:
+        """The row in a dataset whose ablations are of ``subject``, for instance of ``"set"``."""
+        if self.name not in PER_SUBJECT:
+            return self
+        return replace(self, dims=tuple(subject if d == "neuron" else d for d in self.dims))
+
 
 def _rows(coordinate: bool, rows: Iterable[tuple[str, str, str, str, str]]) -> list[Variable]:
     return [
@@ -56,6 +62,8 @@ COORDINATES = _rows(
         ("effect", "effect", "str", "", "effect of ablating the neuron"),
         ("effect_units", "effect", "str", "", "units of the effect"),
         ("effect_long_name", "effect", "str", "", "description of the effect"),
+        ("model_layer", "model_layer", "int32", "", "layer of the model, from 0"),
+        ("model_index", "model_index", "int32", "", "index of a neuron in its layer, from 0"),
         ("component", "component", "int32", "", "left singular vector of W_U, largest first"),
     ],
 )
@@ -76,7 +84,28 @@ DATA = _rows(
         ("norm_scale", "token", "float32", "1", "scale s of the final normalisation"),
         ("rank", "token", "int64", "1", "rank of the correct token, 0 the likeliest, -1 if none"),
         ("top1", "token", "int64", "", "vocabulary index of the likeliest token"),
+        (
+            "kl_frequency",
+            "token",
+            "float32",
+            "nats",
+            "D(p_freq ‖ p_model) of the unablated model: from the unigrams to its prediction",
+        ),
         ("w_out_norm", "neuron", "float32", "1", "norm of the output weight"),
+        (
+            "frequency_cosine",
+            "neuron",
+            "float32",
+            "1",
+            "cosine of what the neuron writes to the logits and the token-frequency direction",
+        ),
+        (
+            "frequency_cosine_all",
+            "model_layer model_index",
+            "float32",
+            "1",
+            "frequency_cosine of every neuron of the model",
+        ),
         (
             "logit_var",
             "neuron",
@@ -118,6 +147,13 @@ DATA = _rows(
     ],
 )
 
+PER_SUBJECT = (
+    "effects", "effect_mean", "effect_abs_mean", "te", "de", "mediated", "te_mediated",
+)  # fmt: skip
+"""Variables over what is ablated: along ``set`` where sets are, in place of ``neuron``."""
+
+SUBJECTS = ("neuron", "set")
+
 TABLE: dict[str, Variable] = {v.name: v for v in [*COORDINATES, *DATA]}
 
 
@@ -150,7 +186,7 @@ def check(name: str, dims: tuple[str, ...], dtype: object) -> None:
     ConfregError
     """
     row = variable(name)
-    if dims != row.dims:
+    if dims not in [row.over(subject).dims for subject in SUBJECTS]:
         raise ConfregError(f"Variable {name!r} must have dims {row.dims}, not {dims}.")
     if not same_dtype(dtype, row.dtype):
         raise ConfregError(f"Variable {name!r} must be {row.dtype}, not {dtype}.")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,10 @@ class Store:
     root, work : zarr.Group
     neurons, tokens : list of (start, stop)
         The units of work along each dimension.
+    variables : list of str
+        What every unit fills; the other variables are written at once.
+    subject : str
+        The dimension of what is ablated, along which ``neurons`` are units.
     """
 
     def __init__(self, path: Path, root: zarr.Group) -> None:
@@ -47,6 +51,8 @@ class Store:
         self.work = _group(root, "work")
         self.neurons = [tuple(c) for c in json.loads(str(self.work.attrs["neuron_units"]))]
         self.tokens = [tuple(c) for c in json.loads(str(self.work.attrs["token_units"]))]
+        self.variables: list[str] = json.loads(str(self.work.attrs["variables"]))
+        self.subject = str(self.work.attrs["subject"])
 
     @classmethod
     def create(
@@ -57,10 +63,13 @@ class Store:
         attributes: Mapping[str, str | int | float],
         neurons: Chunks,
         tokens: Chunks,
-        cube: bool,
-        activations: bool,
+        variables: Sequence[str],
+        subject: str = "neuron",
     ) -> Store:
         """Lay out an empty store: coordinates, attributes, arrays without data.
+
+        ``variables`` are what every unit of work fills, beside the reductions; ``neurons`` are
+        the units along ``subject``, the dimension of what is ablated.
 
         Built under another name and moved into place whole, so that a store either is one
         or is not there.
@@ -71,7 +80,7 @@ class Store:
             building.parent.mkdir(parents=True, exist_ok=True)
             coordinates.to_zarr(building, mode="w", zarr_format=3, consolidated=False)
             root = zarr.open_group(building, mode="r+")
-            _lay_out(root, coordinates, neurons, tokens, cube, activations)
+            _lay_out(root, coordinates, neurons, tokens, variables, subject)
             root.attrs.update(
                 {
                     SCHEMA_ATTRIBUTE: schema.VERSION,
@@ -121,7 +130,7 @@ class Store:
 
     def write(self, name: str, values: np.ndarray) -> None:
         """Write a whole (small) variable, checked against the schema."""
-        row = schema.variable(name)
+        row = schema.variable(name).over(self.subject)
         schema.check(name, row.dims, values.dtype)
         with disk_errors(self.path):
             if values.dtype.kind in "OUT":
@@ -136,25 +145,33 @@ class Store:
         """The done mask, (neuron units, token units) of bool."""
         return np.asarray(_get(self.work, "done")[...], dtype=bool)
 
-    def damaged(self) -> list[tuple[int, int]]:
-        """Finished units whose data cannot be read; they are marked as not done."""
+    def mend(self) -> list[str]:
+        """Forget what cannot be read any more, so that it is computed again.
+
+        Returns
+        -------
+        list of str
+            What was forgotten: units and variables.
+        """
         found = []
-        for unit in zip(*self.done().nonzero()):
-            i, j = int(unit[0]), int(unit[1])
-            try:
-                self._read_unit(i, j)
-            except Exception:
+        for i, j in zip(*self.done().nonzero()):
+            if not _readable(lambda i=int(i), j=int(j): self._read_unit(i, j)):
                 _get(self.work, "done")[i, j] = 0
-                found.append((i, j))
+                found.append(f"unit {i}.{j}")
+        for name, array in list(self.root.arrays()):
+            whole = name not in self.variables and not schema.TABLE[name].coordinate
+            if whole and not _readable(lambda array=array: array[...]):
+                del self.root[name]
+                found.append(name)
+        if found:
+            self.root.attrs["complete"] = 0
         return found
 
     def _read_unit(self, i: int, j: int) -> None:
-        (n0, n1), (t0, t1) = self.neurons[i], self.tokens[j]
-        for name in ("effects", "activation"):
-            if name in self.root:
-                _get(self.root, name)[n0:n1, t0:t1]
-        for name in ("loss", "entropy", "norm_scale", "rank", "top1"):
-            _get(self.root, name)[t0:t1]
+        n0, n1 = self.neurons[i]
+        for name in self.variables:
+            array, where = self._part(name, i, j)
+            array[where]
         for name in ("abs_sum", "sum"):
             _get(self.work, name)[j, n0:n1]
         _get(self.work, "measured")[i, j]
@@ -169,18 +186,22 @@ class Store:
         block : mapping of str to array
             What a recipe's trace returned for the unit.
         """
-        (n0, n1), (t0, t1) = self.neurons[i], self.tokens[j]
+        n0, n1 = self.neurons[i]
         with disk_errors(self.path):
-            for name in ("effects", "activation"):
-                if name in self.root:
-                    _get(self.root, name)[n0:n1, t0:t1] = block[name]
-            if i == 0:
-                for name in ("loss", "entropy", "norm_scale", "rank", "top1"):
-                    _get(self.root, name)[t0:t1] = block[name]
+            for name in self.variables:
+                array, where = self._part(name, i, j)
+                if i == 0 or self.subject in array.metadata.dimension_names:
+                    array[where] = block[name]
             _get(self.work, "abs_sum")[j, n0:n1] = block["abs_sum"]
             _get(self.work, "sum")[j, n0:n1] = block["sum"]
             _get(self.work, "measured")[i, j] = [block[k] for k in MEASURED]
             _get(self.work, "done")[i, j] = 1
+
+    def _part(self, name: str, i: int, j: int) -> tuple[Any, tuple[slice, ...]]:
+        spans = {self.subject: slice(*self.neurons[i]), "token": slice(*self.tokens[j])}
+        array = _get(self.root, name)
+        dims = array.metadata.dimension_names
+        return array, tuple(spans.get(dim, slice(None)) for dim in dims)
 
     def measured(self) -> dict[str, float]:
         """Totals over all units: pairs, how many were recomputed, and the measured error."""
@@ -210,22 +231,28 @@ MEASURED = ("pairs", "recomputed", "sampled", "error_sum", "error_max")
 """What closed-form engines report of themselves for a unit, in the order of ``work/measured``."""
 
 
+def _readable(read: Callable[[], Any]) -> bool:
+    try:
+        read()
+    except Exception:
+        return False
+    return True
+
+
 def _lay_out(
     root: zarr.Group,
     coordinates: xr.Dataset,
     neurons: Chunks,
     tokens: Chunks,
-    cube: bool,
-    activations: bool,
+    variables: Sequence[str],
+    subject: str,
 ) -> None:
-    n, t, e = (coordinates.sizes[d] for d in ("neuron", "token", "effect"))
+    n, e = (coordinates.sizes[d] for d in (subject, "effect"))
     cn, ct = (max(stop - start for start, stop in chunks) for chunks in (neurons, tokens))
-    if cube:
-        _array(root, schema.variable("effects"), (n, t, e), (cn, ct, e))
-    if activations:
-        _array(root, schema.variable("activation"), (n, t), (cn, ct))
-    for name in ("loss", "entropy", "norm_scale", "rank", "top1"):
-        _array(root, schema.variable(name), (t,), (ct,))
+    chunk = {**coordinates.sizes, subject: cn, "token": ct}
+    for name in variables:
+        row = schema.variable(name).over(subject)
+        _array(root, row, *(tuple(of[d] for d in row.dims) for of in (coordinates.sizes, chunk)))
     work = root.create_group("work")
     units = (len(neurons), len(tokens))
     work.create_array("done", shape=units, chunks=(1, 1), dtype="uint8", fill_value=0)
@@ -237,7 +264,14 @@ def _lay_out(
         "measured", shape=(*units, len(MEASURED)), chunks=(1, 1, len(MEASURED)),
         dtype="float64", fill_value=0,
     )  # fmt: skip
-    work.attrs.update({"neuron_units": json.dumps(neurons), "token_units": json.dumps(tokens)})
+    work.attrs.update(
+        {
+            "neuron_units": json.dumps(neurons),
+            "token_units": json.dumps(tokens),
+            "variables": json.dumps(list(variables)),
+            "subject": subject,
+        }
+    )
 
 
 def _array(
