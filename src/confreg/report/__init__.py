@@ -1,1 +1,11 @@
-"""."""
+"""Plots and the HTML report.
+
+``write`` makes the page; ``figures`` holds its figures, for notebooks; ``section`` adds a
+part to it.
+"""
+
+from confreg.report import figures
+from confreg.report.page import write
+from confreg.report.sections import Figure, Section, section
+
+__all__ = ["Figure", "Section", "figures", "section", "write"]

@@ -1,0 +1,298 @@
+"""The report's figures, one function each: a dataset in, a plotly figure out.
+
+They read only small variables, never the cube, and work in a notebook as they are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from confreg.report import neurons
+from confreg.report.wording import label, number
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    import xarray as xr
+
+MAX_POINTS = 12_000  # what a browser draws at once without effort
+NAMED = 6  # neurons whose label is written beside their point
+SHARES = [[0, "#94a3b8"], [0.4, "#d9a441"], [1, "#d1364f"]]
+LAYERS = [[0, "#3e7cb1"], [0.35, "#5ab4a0"], [0.65, "#e0b040"], [1, "#d1364f"]]
+LINE = "#3e7cb1"
+FLOOR = -1.0  # mediated shares below are drawn at the edge
+
+
+def weights(ds: xr.Dataset) -> go.Figure:
+    """Draw ‖w_out‖ against LogitVar; entropy neurons are large, low and red.
+
+    Needs ``w_out_norm`` and ``logit_var``. The colour is the layer, or the mediated share
+    if there is one layer only.
+    """
+    frame = _drawable(neurons.table(ds), "w_out_norm", "logit_var")
+    figure = _scatter(ds, frame, frame["w_out_norm"], frame["logit_var"], log_y=True)
+    figure.update_xaxes(title=label(ds, "w_out_norm"))
+    figure.update_yaxes(title=label(ds, "logit_var"))
+    return figure
+
+
+def mediation(ds: xr.Dataset) -> go.Figure:
+    """Draw TE against the mediated share 1 − DE/TE.
+
+    Needs ``te`` and ``mediated``. Shares below −1, and the lowest hundredth of the negative
+    ones, are triangles at the lower edge: 1 − DE/TE falls without end where TE is small.
+    """
+    frame = _drawable(neurons.table(ds), "te", "mediated")
+    share = frame["mediated"]
+    floor = float(np.clip(np.quantile(share, 0.01), FLOOR, 0)) if len(frame) else FLOOR
+    shown, below = np.maximum(share, floor), share < floor
+    figure = _scatter(ds, frame, frame["te"], shown, log_x=True, below=below)
+    figure.update_xaxes(title=label(ds, "te"))
+    figure.update_yaxes(
+        title="mediated share 1 − DE/TE", tickformat=".0%", range=[floor - 0.05, 1.04]
+    )
+    return figure
+
+
+def null_space(ds: xr.Dataset) -> go.Figure:
+    """Draw the share of w_out in the unembedding's null space against TE.
+
+    Needs ``null_fraction`` and ``te``.
+    """
+    frame = _drawable(neurons.table(ds), "te", "null_fraction")
+    figure = _scatter(ds, frame, frame["te"], frame["null_fraction"], log_x=True)
+    figure.update_xaxes(title=label(ds, "te"))
+    figure.update_yaxes(title="ρ, share of w_out in the null space", rangemode="tozero")
+    return figure
+
+
+def spectrum(ds: xr.Dataset) -> go.Figure:
+    """Draw the singular values of the folded unembedding, its null dimensions shaded.
+
+    Needs ``singular_value``; the attribute ``null_dims`` says how many are shaded.
+    """
+    import plotly.graph_objects as go
+
+    values = np.asarray(ds["singular_value"].values, dtype=float)
+    count = len(values)
+    figure = go.Figure(
+        go.Scatter(
+            x=np.arange(1, count + 1),
+            y=values,
+            mode="lines",
+            line={"color": LINE, "width": 2},
+            hovertemplate="component %{x}<br>singular value %{y:.4g}<extra></extra>",
+        )
+    )
+    null = int(ds.attrs.get("null_dims", 0))
+    if 0 < null <= count:
+        start, end = count - null + 0.5, count + 0.5
+        figure.add_vrect(x0=start, x1=end, fillcolor="#d1364f", opacity=0.18, line_width=0)
+        figure.add_annotation(
+            text=f"null space: {null} of {count}",
+            x=start,
+            y=1,
+            yref="paper",
+            xanchor="right",
+            yanchor="top",
+            showarrow=False,
+            xshift=-6,
+        )
+    figure.update_xaxes(title="component, largest first", range=[0, count * 1.02])
+    figure.update_yaxes(title="singular value", type="log", exponentformat="power")
+    return _styled(figure)
+
+
+def jobs(ds: xr.Dataset) -> go.Figure:
+    """Draw what every remote job sent, received and computed.
+
+    Needs some of ``job_bytes_up``, ``job_bytes_down`` and ``job_seconds``.
+    """
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(specs=[[{"secondary_y": True}]])
+    rows = [
+        ("job_bytes_up", "sent", "#3e7cb1", False),
+        ("job_bytes_down", "received", "#5ab4a0", False),
+        ("job_seconds", "server time", "#d1364f", True),
+    ]
+    for name, title, colour, right in rows:
+        if name not in ds:
+            continue
+        values = np.asarray(ds[name].values, dtype=float)
+        unit = "s" if right else "B"
+        figure.add_trace(
+            go.Scatter(
+                x=np.arange(1, len(values) + 1),
+                y=values,
+                name=title,
+                mode="markers" if right else "lines",
+                line={"color": colour, "shape": "hvh"},
+                marker={"color": colour},
+                hovertemplate=f"job %{{x}}<br>{title} %{{y:.4s}}{unit}<extra></extra>",
+            ),
+            secondary_y=right,
+        )
+    figure.update_xaxes(title="job")
+    figure.update_yaxes(title="bytes", rangemode="tozero", exponentformat="SI", secondary_y=False)
+    figure.update_yaxes(
+        title="server seconds", rangemode="tozero", showgrid=False, secondary_y=True
+    )
+    _styled(figure)
+    return figure.update_layout(
+        showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+    )
+
+
+def _drawable(frame: neurons.Table, *needed: str) -> neurons.Table:
+    """Keep rows that have the needed numbers, the strongest last: they are drawn on top.
+
+    A logarithm needs a positive number: ``te`` and ``logit_var`` of 0 are left out. Too many
+    rows are thinned out.
+    """
+    for name in needed:
+        low = 0.0 if name in ("te", "logit_var") else -np.inf
+        frame = frame.take(np.isfinite(frame[name]) & (frame[name] > low))
+    by = frame[frame.rank_by() or needed[0]]
+    frame = frame.take(np.argsort(np.where(np.isfinite(by), by, -np.inf), kind="stable"))
+    if len(frame) <= MAX_POINTS:
+        return frame
+    tail = MAX_POINTS // 2
+    rest = np.linspace(0, len(frame) - tail - 1, MAX_POINTS - tail).astype(int)
+    return frame.take(np.append(rest, np.arange(len(frame) - tail, len(frame))))
+
+
+def _scatter(
+    ds: xr.Dataset,
+    frame: neurons.Table,
+    x: np.ndarray,
+    y: np.ndarray,
+    log_x: bool = False,
+    log_y: bool = False,
+    below: np.ndarray | None = None,
+) -> go.Figure:
+    """Draw one point a neuron, coloured, named on hover; ``below`` marks points cut off."""
+    import plotly.graph_objects as go
+
+    marker: dict[str, Any] = {"size": 6.5, "opacity": 0.8, "line": {"width": 0}}
+    marker |= _colour(frame)
+    if below is not None:
+        marker["symbol"] = np.where(below, "triangle-down-open", "circle")
+    figure = go.Figure(
+        go.Scatter(
+            x=x,
+            y=y,
+            mode="markers",
+            marker=marker,
+            customdata=frame.labels,
+            text=_hover(ds, frame),
+            hovertemplate="%{text}<extra></extra>",
+        )
+    )
+    figure.add_trace(_names(frame, x, y, log_x, log_y))
+    for update, log in ((figure.update_xaxes, log_x), (figure.update_yaxes, log_y)):
+        if log:
+            update(type="log", exponentformat="power", dtick=1)
+    return _styled(figure)
+
+
+def _names(
+    frame: neurons.Table, x: np.ndarray, y: np.ndarray, log_x: bool, log_y: bool
+) -> go.Scatter:
+    """Write the strongest neurons' labels beside their points, none over another."""
+    import plotly.graph_objects as go
+
+    across, up = _fraction(x, log_x), _fraction(y, log_y)
+    chosen: list[int] = []
+    for index in map(frame.labels.index, frame.strongest(2 * NAMED)):
+        clear = all(
+            abs(across[index] - across[other]) > 0.16 or abs(up[index] - up[other]) > 0.045
+            for other in chosen
+        )
+        if clear and len(chosen) < NAMED:
+            chosen.append(index)
+    sides = ["middle left" if across[index] > 0.8 else "middle right" for index in chosen]
+    return go.Scatter(
+        x=x[chosen],
+        y=y[chosen],
+        mode="text",
+        text=[f"  {frame.labels[index]}  " for index in chosen],
+        textposition=sides,
+        textfont={"size": 11},
+        hoverinfo="skip",
+        cliponaxis=False,
+    )
+
+
+def _fraction(values: np.ndarray, log: bool) -> np.ndarray:
+    """Return where on its axis each value lies, from 0 to 1."""
+    scaled = np.log(values) if log else values
+    low, high = (scaled.min(), scaled.max()) if len(scaled) else (0.0, 1.0)
+    return (scaled - low) / ((high - low) or 1.0)
+
+
+def _colour(frame: neurons.Table) -> dict[str, Any]:
+    bar = {
+        "orientation": "h",
+        "thickness": 8,
+        "len": 0.45,
+        "x": 0.9,
+        "xanchor": "right",
+        "y": 1.0,
+        "yanchor": "bottom",
+        "outlinewidth": 0,
+        "ticklen": 2,
+    }
+    if frame.layer is not None and len(np.unique(frame.layer)) > 1:
+        ends = [int(frame.layer.min()), int(frame.layer.max())]
+        ticks = {"tickvals": ends, "ticktext": [f"layer {end}" for end in ends]}
+        return {"color": frame.layer, "colorscale": LAYERS, "colorbar": bar | ticks}
+    if "mediated" in frame and np.isfinite(frame["mediated"]).any():
+        return {
+            "color": np.nan_to_num(np.clip(frame["mediated"], 0, 1)),
+            "colorscale": SHARES,
+            "cmin": 0,
+            "cmax": 1,
+            "colorbar": bar
+            | {"tickvals": [0, 0.5, 1], "ticktext": ["0", "50 %", "100 % mediated"]},
+        }
+    return {"color": LINE}
+
+
+def _hover(ds: xr.Dataset, frame: neurons.Table) -> list[str]:
+    columns = list(frame.columns)[:8]
+    names = [label(ds, name) for name in columns]
+    rows = zip(*(frame[name] for name in columns), strict=True)
+    return [
+        f"<b>{neuron}</b><br>"
+        + "<br>".join(f"{name}: {number(value)}" for name, value in zip(names, row, strict=True))
+        for neuron, row in zip(frame.labels, rows, strict=True)
+    ]
+
+
+def _styled(figure: go.Figure) -> go.Figure:
+    axis = {
+        "gridcolor": "rgba(128,138,150,.22)",
+        "linecolor": "rgba(128,138,150,.6)",
+        "zeroline": False,
+        "showline": True,
+        "ticks": "outside",
+        "ticklen": 4,
+        "tickcolor": "rgba(128,138,150,.6)",
+        "automargin": True,
+    }
+    figure.update_xaxes(**axis)
+    figure.update_yaxes(**axis)
+    return figure.update_layout(
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "Inter, system-ui, sans-serif", "size": 12.5},
+        margin={"l": 56, "r": 16, "t": 40, "b": 48},
+        height=420,
+        showlegend=False,
+        hoverlabel={"align": "left"},
+        dragmode="zoom",
+    )

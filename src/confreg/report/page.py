@@ -1,0 +1,235 @@
+"""One self-contained HTML file from a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from confreg.errors import ConfregError
+from confreg.report import neurons, sections
+from confreg.report.wording import mediator, number, percent
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def write(
+    ds: xr.Dataset,
+    path: str | Path,
+    neurons: Sequence[str] | None = None,
+    details: int = 12,
+    contexts: int = 6,
+) -> Path:
+    """Write a report that opens without a network.
+
+    The page holds one copy of plotly.js, some 5 MB. Of the cube, only the neurons shown in
+    detail are read.
+
+    Parameters
+    ----------
+    ds
+        A dataset as :func:`confreg.open` returns it, from any recipe. Sections whose
+        variables it lacks are left out, with a sentence.
+    path
+        The file to write; an existing one is replaced.
+    neurons
+        Labels of the neurons to show in detail; None: the ``details`` strongest.
+    details
+        How many neurons to show in detail.
+    contexts
+        How many affected tokens to show of each.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ConfregError
+        If the dataset has no neurons or lacks one of those named, or the file cannot be
+        written.
+    """
+    path = Path(path)
+    page = render(ds, sections.Options(details, neurons, contexts))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfregError(
+            f"The report cannot be written to {str(path)!r}: {error.strerror or error}."
+        ) from error
+    return path
+
+
+def render(ds: xr.Dataset, options: sections.Options) -> str:
+    """Return the page as a string; arguments and errors as for :func:`write`."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from plotly.offline import get_plotlyjs
+
+    if "neuron" not in ds.dims or "neuron" not in ds:
+        raise ConfregError(
+            "The dataset has no dimension 'neuron' with labels: it is no result of confreg."
+        )
+    _check_named(ds, options)
+    environment = Environment(
+        loader=PackageLoader("confreg.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["figure_json"] = _figure_json
+    made, missing = sections.compose(ds, options)
+    return environment.get_template("page.html.j2").render(
+        title=_title(ds),
+        summary=_summary(ds),
+        mediator=mediator(ds)[0],
+        warnings=_warnings(ds),
+        facts=facts(ds),
+        attributes=sorted((str(key), str(value)) for key, value in ds.attrs.items()),
+        sections=made,
+        missing=missing,
+        plotly=get_plotlyjs(),
+    )
+
+
+def facts(ds: xr.Dataset) -> list[tuple[str, str]]:
+    """Say what was run, as pairs of a word and a phrase; unknown things are left out."""
+    found = [
+        ("Model", _model(ds)),
+        ("Neurons", _neurons(ds)),
+        ("Text", _text(ds)),
+        ("Unablated", _baseline(ds)),
+        ("Ablation", _ablation(ds)),
+        ("Engine", _engine(ds)),
+        ("Run", _join(ds, profile="profile {}", host="on {}", seed="seed {}")),
+        ("Versions", _versions(ds)),
+    ]
+    return [(word, phrase) for word, phrase in found if phrase]
+
+
+def _figure_json(figure: Any) -> str:
+    """Serialise a figure so that nothing in it can end the script element around it."""
+    text = figure.to_json()
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _check_named(ds: xr.Dataset, options: sections.Options) -> None:
+    known = {str(label) for label in ds["neuron"].values}
+    for name in options.neurons or ():
+        if name not in known:
+            raise ConfregError(
+                f"The dataset has no neuron {name!r}: labels read layer.index, as "
+                f"{min(known, key=len)!r}."
+            )
+
+
+def _title(ds: xr.Dataset) -> tuple[str, str]:
+    recipe = str(ds.attrs.get("recipe", "confidence regulation")).replace("_", " ")
+    return recipe[:1].upper() + recipe[1:], str(ds.attrs.get("model", ""))
+
+
+def _summary(ds: xr.Dataset) -> list[dict[str, str]]:
+    """Return the three strongest neurons, with what ablating them does."""
+    frame = neurons.table(ds)
+    if "te_mediated" not in frame or "mediated" not in frame:
+        return []
+    found = []
+    for name in frame.ranked("te_mediated")[:3]:
+        row = frame.row(name)
+        found.append({"neuron": name, "te": number(row["te"]), "share": percent(row["mediated"])})
+    return found
+
+
+def _warnings(ds: xr.Dataset) -> list[str]:
+    found = []
+    if int(ds.attrs.get("complete", 1)) == 0:
+        found.append("The run is not finished: what follows is what there is so far.")
+    if ds.attrs.get("error_warning"):
+        found.append(str(ds.attrs["error_warning"]))
+    return found
+
+
+def _join(ds: xr.Dataset, **parts: str) -> str:
+    """Fill each phrase with the attribute of its name, and join those that exist."""
+    present = {key: ds.attrs[key] for key in parts if ds.attrs.get(key, "") != ""}
+    return ", ".join(parts[key].format(value) for key, value in present.items())
+
+
+def _model(ds: xr.Dataset) -> str:
+    return _join(
+        ds,
+        model="{}",
+        model_revision="revision {:.12}",
+        model_architecture="{}",
+        dtype="{}",
+    )
+
+
+def _neurons(ds: xr.Dataset) -> str:
+    count = f"{ds.sizes['neuron']:,}"
+    if "layer" not in ds:
+        return count
+    layers = np.unique(ds["layer"].values)
+    of = f" of {ds.attrs['model_layers']}, counted from 0" if "model_layers" in ds.attrs else ""
+    if len(layers) == 1:
+        return f"{count} of layer {layers[0]}{of}"
+    return f"{count} of {len(layers)} layers, {layers[0]} to {layers[-1]}{of}"
+
+
+def _text(ds: xr.Dataset) -> str:
+    corpus = _join(ds, corpus="{}")
+    if "token" not in ds.sizes:
+        return corpus
+    phrase = f"{ds.sizes['token']:,} tokens"
+    if "sequence" in ds and ds.sizes["token"]:
+        count = len(np.unique(ds["sequence"].values))
+        phrase += f" in {count:,} sequence{'s' if count > 1 else ''}"
+    if "sequence_length" in ds.attrs:
+        phrase += f" of at most {ds.attrs['sequence_length']}"
+    if "keep" in ds:
+        phrase += f"; {int(ds['keep'].sum()):,} kept in means"
+    return f"{corpus}: {phrase}" if corpus else phrase
+
+
+def _baseline(ds: xr.Dataset) -> str:
+    if "keep" not in ds:
+        return ""
+    keep = np.asarray(ds["keep"].values, dtype=bool)
+    phrases = []
+    for name in ("loss", "entropy"):
+        if name in ds and keep.any():
+            phrases.append(f"mean {name} {number(float(np.mean(ds[name].values[keep])))} nats")
+    return ", ".join(phrases)
+
+
+def _ablation(ds: xr.Dataset) -> str:
+    kind = str(ds.attrs.get("ablation", ""))
+    over = ds.attrs.get("mean_over", "")
+    if kind == "mean":
+        return f"activation replaced by its mean over {over or 'all'} tokens"
+    return f"activation replaced by {kind}" if kind else ""
+
+
+def _engine(ds: xr.Dataset) -> str:
+    phrase = _join(ds, engine="{}", tolerance="tolerance {:.0e} nats")
+    if "error_max" in ds.attrs and ds.attrs.get("error_sampled_pairs", 1):
+        phrase += f"; largest error measured {number(ds.attrs['error_max'], 2)} nats"
+        if "error_sampled_pairs" in ds.attrs:
+            phrase += (
+                f" on {float(ds.attrs['error_sampled_pairs']):,.0f} neuron × token pairs "
+                "recomputed in float64"
+            )
+    return phrase
+
+
+def _versions(ds: xr.Dataset) -> str:
+    names = ("confreg", "nnsight", "transformers", "torch", "python")
+    found = [(name, ds.attrs.get(f"{name}_version")) for name in names]
+    return ", ".join(f"{name} {version}" for name, version in found if version)

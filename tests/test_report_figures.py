@@ -1,0 +1,109 @@
+"""The figures on their own, as in a notebook."""
+
+import numpy as np
+import pytest
+from report_data import synthetic
+
+from confreg.report import figures, neurons
+from confreg.report.wording import number
+
+
+def points(figure):
+    return {
+        name: (x, y) for name, x, y in zip(*(figure.data[0][k] for k in ("customdata", "x", "y")))
+    }
+
+
+@pytest.fixture
+def ds():
+    return synthetic()
+
+
+@pytest.mark.parametrize(
+    ("draw", "x", "y"),
+    [
+        (figures.weights, "w_out_norm", "logit_var"),
+        (figures.null_space, "te", "null_fraction"),
+    ],
+)
+def test_a_point_a_neuron(ds, draw, x, y):
+    found = points(draw(ds))
+    assert len(found) == 30
+    for index in (0, 3, 29):
+        assert found[f"11.{index}"] == pytest.approx((float(ds[x][index]), float(ds[y][index])))
+
+
+def test_mediated_shares_far_below_are_marked_at_the_edge(ds):
+    figure = figures.mediation(ds)
+    low = float(ds["mediated"][0])
+    assert low < -10
+    index = list(figure.data[0].customdata).index("11.0")
+    assert figure.data[0].y[index] == figures.FLOOR
+    assert figure.data[0].marker.symbol[index] == "triangle-down-open"
+    assert f"mediated: {number(low)}<" in figure.data[0].text[index]
+    bottom, top = figure.layout.yaxis.range
+    assert bottom < figures.FLOOR
+    assert 1 <= top < 1.2
+
+
+def test_logarithms_get_positive_numbers(ds):
+    ds["te"][5], ds["logit_var"][6], ds["w_out_norm"][7] = 0, 0, np.nan
+    assert "11.5" not in points(figures.mediation(ds))
+    assert "11.6" not in points(figures.weights(ds))
+    assert "11.7" not in points(figures.weights(ds))
+    assert len(points(figures.weights(ds))) == 28
+
+
+def test_colour_is_the_layer_where_there_are_several(ds):
+    assert figures.weights(ds).data[0].marker.cmax == 1
+    several = synthetic(layers=(2, 5))
+    colours = figures.weights(several).data[0].marker.color
+    assert set(colours) == {2, 5}
+
+
+def test_too_many_points_keep_the_strongest(ds, monkeypatch):
+    monkeypatch.setattr(figures, "MAX_POINTS", 10)
+    found = points(figures.weights(ds))
+    assert len(found) == 10
+    assert set(neurons.table(ds).strongest(3)[:2]) <= set(found)
+
+
+def test_strong_neurons_are_named(ds):
+    names = {text.strip() for text in figures.mediation(ds).data[1].text}
+    assert names & {"11.3", "11.7"}
+    assert len(names) <= figures.NAMED
+
+
+def test_spectrum_shades_the_null_space(ds):
+    figure = figures.spectrum(ds)
+    assert list(figure.data[0].y) == pytest.approx(ds["singular_value"].values.tolist())
+    assert (figure.layout.shapes[0].x0, figure.layout.shapes[0].x1) == (52.5, 64.5)
+    del ds.attrs["null_dims"]
+    assert not figures.spectrum(ds).layout.shapes
+
+
+def test_jobs_draw_what_there_is(ds):
+    figure = figures.jobs(ds.assign(job_seconds=("job", [1.0, 2.0])))
+    assert [trace.name for trace in figure.data] == ["server time"]
+
+
+def test_ranking_falls_back(ds):
+    frame = neurons.table(ds)
+    assert frame.rank_by() == "te_mediated"
+    chosen = frame.strongest(12)
+    assert len(chosen) == len(set(chosen)) == 12
+    assert set(frame.ranked("te")[:3]) <= set(chosen)
+    assert neurons.table(ds.drop_vars(["de", "te_mediated"])).rank_by() == "te"
+    weights = neurons.table(ds[["logit_var", "w_out_norm"]])
+    assert weights.rank_by() == "w_out_norm"
+    assert weights.strongest(2) == weights.ranked("w_out_norm")[:2]
+    nothing = neurons.table(ds[["effects"]])
+    assert nothing.rank_by() is None
+    assert nothing.strongest(3) == []
+
+
+def test_mediated_nats_are_worked_out(ds):
+    less = neurons.table(ds.drop_vars("te_mediated"))
+    assert less["te_mediated"] == pytest.approx(ds["te_mediated"].values)
+    ds["te_mediated"][3] = np.nan
+    assert "11.3" not in neurons.table(ds).ranked("te_mediated")

@@ -1,0 +1,275 @@
+"""The page as text: what it says, what it leaves out, and that it needs nothing else."""
+
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+import xarray as xr
+from report_data import NASTY, synthetic
+
+from confreg import report
+from confreg.errors import ConfregError
+from confreg.report import contexts, neurons, sections
+from confreg.report.wording import effect_label, number, percent, signed
+
+
+@pytest.fixture(scope="module")
+def ds():
+    return synthetic()
+
+
+@pytest.fixture(scope="module")
+def page(ds, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "deep" / "page.html"
+    assert report.write(ds, path) == path
+    return path.read_text(encoding="utf-8")
+
+
+class Elements(html.parser.HTMLParser):
+    """All start tags with their attributes, and the text outside scripts and styles."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.words, self._quiet = [], [], False
+        self.feed(page)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._quiet = tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self._quiet = False
+
+    def handle_data(self, data):
+        if not self._quiet:
+            self.words.append(data)
+
+    def attributes(self, name):
+        return [attrs[name] for _, attrs in self.tags if name in attrs]
+
+
+def without_plotly(page):
+    scripts = re.findall(r"<script>.*?</script>", page, flags=re.S)
+    assert sum(len(script) > 1_000_000 for script in scripts) == 1
+    return page.replace(max(scripts, key=len), "")
+
+
+def test_page_says_what_was_run(page):
+    text = Elements(page).text
+    for phrase in (
+        'Entropy neurons in smollm2-135m<img src="x">',
+        "revision 0123456789ab, float32",
+        "30 of layer 11 of 12, counted from 0",
+        "help topics of Python 3.11 (pydoc_data.topics): 240 tokens in 6 sequences of at most 40; "
+        "216 kept in means",
+        "activation replaced by its mean over all tokens",
+        "exact, tolerance 1e-04 nats; largest error measured 3.2×10⁻⁶ nats on 512 neuron × token",
+        "profile memory, on local, seed 0",
+        "confreg 0.1.0, torch 2.13.0",
+        "confreg run entropy_neurons --model smollm2-135m --out runs/demo.zarr",
+    ):
+        assert phrase in text
+
+
+def test_page_needs_nothing_else(page):
+    elements = Elements(page)
+    assert all(target.startswith("#") for target in elements.attributes("href"))
+    assert not elements.attributes("src")
+    assert not re.search(r"@import|url\(", without_plotly(page))
+    policy = next(a["content"] for _, a in elements.tags if "http-equiv" in a)
+    assert policy.startswith("default-src 'none'")
+
+
+def test_links_lead_somewhere(page):
+    elements = Elements(page)
+    targets = {target[1:] for target in elements.attributes("href")}
+    assert len(targets) > 12
+    assert targets <= set(elements.attributes("id"))
+
+
+def test_text_is_escaped(page):
+    assert NASTY not in page
+    elements = Elements(page)
+    assert "img" not in [tag for tag, _ in elements.tags]
+    assert "<b>" in elements.text
+    dataset = synthetic(width=3)
+    dataset["neuron"] = np.array([NASTY, "11.1", "11.2"], object)
+    with_nasty_name = sections.compose(dataset, sections.Options())[0][0].figures[0].figure
+    from confreg.report.page import _figure_json
+
+    encoded = _figure_json(with_nasty_name)
+    assert "<" not in encoded
+    assert NASTY in json.dumps(json.loads(encoded), ensure_ascii=False).replace('\\"', '"')
+
+
+def test_strongest_neurons_come_first(ds, page):
+    details = [i for i in Elements(page).attributes("id") if i.startswith("n-")]
+    assert set(details[:2]) == {"n-11.3", "n-11.7"}
+    assert len(details) == 12
+    rows = [i for i in Elements(page).attributes("id") if i.startswith("r-")]
+    assert len(rows) == 30
+    assert set(rows[:2]) == {"r-11.3", "r-11.7"}
+
+
+def test_named_neurons(ds, tmp_path):
+    page = report.write(ds, tmp_path / "a.html", neurons=["11.29"], contexts=2).read_text("utf-8")
+    elements = Elements(page)
+    assert [i for i in elements.attributes("id") if i.startswith("n-")] == ["n-11.29"]
+    assert page.count('<figure class="context">') == 2
+
+
+def test_unknown_neuron(ds, tmp_path):
+    with pytest.raises(ConfregError, match=r"no neuron '3\.1'"):
+        report.write(ds, tmp_path / "a.html", neurons=["3.1"])
+
+
+def test_path_that_cannot_be_written(ds, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfregError, match="cannot be written"):
+        report.write(ds, tmp_path / "file" / "page.html")
+
+
+def test_no_dataset_of_confreg(tmp_path):
+    with pytest.raises(ConfregError, match="no result of confreg"):
+        report.write(xr.Dataset({"x": ("y", [1.0])}), tmp_path / "a.html")
+
+
+@pytest.mark.parametrize(
+    ("absent", "gone", "sentence"),
+    [
+        (["effects", "activation", "effect"], "In context", "--reduce token"),
+        (["singular_value"], "What the unembedding does not read", "no singular_value"),
+        (["te", "mediated", "te_mediated", "de"], "How much ablating", None),
+        (["te", "mediated", "logit_var"], "Each point is one of", "nor te and mediated"),
+        (["null_fraction"], "random direction", None),
+        (["w_out_norm"], "A large output weight that", None),
+        (["activation"], "Underlined", None),
+        (["loss", "rank", "entropy"], "mean loss", None),
+        (["loss", "rank"], "unablated rank", None),
+    ],
+)
+def test_absent_variables_leave_their_section_out(ds, page, tmp_path, absent, gone, sentence):
+    text = Elements(page).text + "".join(re.findall(r'id="quantities">.*', page))
+    assert gone in text
+    less = report.write(ds.drop_vars(absent), tmp_path / "a.html").read_text("utf-8")
+    text = Elements(less).text + "".join(re.findall(r'id="quantities">.*', less))
+    assert gone not in text
+    assert "Strongest neurons" in text
+    assert ("Not shown" in text) == (sentence is not None)
+    assert sentence is None or sentence in text
+
+
+def test_bare_neurons_and_no_attributes(tmp_path):
+    bare = xr.Dataset(coords={"neuron": np.array(["0.0", "0.1"], object)})
+    text = Elements(report.write(bare, tmp_path / "a.html").read_text("utf-8")).text
+    assert "no number per neuron" in text
+
+
+def test_unfinished_run_is_called_so(ds, tmp_path):
+    half = ds.copy(deep=True)
+    half.attrs |= {"complete": 0, "error_warning": "The error is large."}
+    half["te"][4:] = np.nan
+    text = Elements(report.write(half, tmp_path / "a.html").read_text("utf-8")).text
+    assert "not finished" in text
+    assert "The error is large." in text
+
+
+def test_everything_missing_is_a_page(ds, tmp_path):
+    empty = ds.copy(deep=True)
+    for name in ("te", "de", "mediated", "te_mediated", "effects", "activation"):
+        empty[name] = empty[name] * np.nan
+    text = Elements(report.write(empty, tmp_path / "a.html").read_text("utf-8")).text
+    assert "No kept token is affected" in text
+
+
+def test_remote_jobs(ds, tmp_path):
+    remote = ds.assign(
+        job_bytes_up=("job", [2_000_000, 3_000_000]), job_seconds=("job", [1.5, 2.5])
+    )
+    text = Elements(report.write(remote, tmp_path / "a.html").read_text("utf-8")).text
+    assert "2 jobs, 5 MB sent, 4 s of the server's time." in text
+
+
+def test_frequency_recipe_names_its_mediator(ds, tmp_path):
+    other = ds.assign_attrs(mediated_direct="loss_frequency_direct")
+    text = Elements(report.write(other, tmp_path / "a.html").read_text("utf-8")).text
+    assert "Strongest through the token-frequency direction" in text
+
+
+def test_only_shown_neurons_are_read_from_a_store(ds, tmp_path):
+    path = tmp_path / "store.zarr"
+    ds.to_zarr(path, encoding={"effects": {"chunks": (1, 240, 4)}}, consolidated=False)
+    chunks = path / "effects" / "c"
+    kept = {name.split(".")[1] for name in neurons.table(ds).strongest(12)}
+    for chunk in chunks.iterdir():
+        if chunk.name not in kept:
+            for file in chunk.rglob("*"):
+                if file.is_file():
+                    file.write_bytes(b"unreadable")
+    lazy = xr.open_zarr(path, consolidated=False, chunks=None)
+    with pytest.raises(Exception, match=r".+"):
+        lazy["effects"].load()
+    lazy = xr.open_zarr(path, consolidated=False, chunks=None)
+    assert report.write(lazy, tmp_path / "a.html").exists()
+
+
+def test_own_section(ds, tmp_path, monkeypatch):
+    monkeypatch.setattr(sections, "REGISTRY", list(sections.REGISTRY))
+
+    @report.section(needs=("te",))
+    def mine(ds, options):
+        figures = [report.Figure("mine", report.figures.spectrum(ds), "My figure.")]
+        return report.Section("mine", "My section", "My lead.", figures)
+
+    text = Elements(report.write(ds, tmp_path / "a.html").read_text("utf-8")).text
+    assert "My section My lead. My figure." in text
+
+
+def test_contexts_are_the_most_affected_kept_tokens(ds):
+    found = contexts.detail(ds, contexts.Tokens(ds), "11.3", count=6)
+    effect = np.abs(ds["effects"].sel(neuron="11.3", effect="loss_total").values)
+    effect[~ds["keep"].values] = -1
+    first, best = found.contexts[0], int(effect.argmax())
+    assert (first.sequence, first.position) == divmod(best, 40)
+    assert first.effect == signed(effect[best] * np.sign(ds["effects"].values[3, best, 0]))
+    for context in found.contexts:
+        assert [word.focus for word in context.words].count(True) == 1
+        assert 0 < len(context.words) <= 40  # never over the end of a sequence
+    places = [(context.sequence, context.position) for context in found.contexts]
+    assert len(set(places)) == len(places)
+
+
+def test_context_shows_tokens_numbers_and_shades(ds):
+    tokens = contexts.Tokens(ds)
+    context = contexts.detail(ds, tokens, "11.7", count=1).contexts[0]
+    centre = context.sequence * 40 + context.position
+    word = next(word for word in context.words if word.focus)
+    assert word.text == str(ds["token_text"].values[centre]).replace("\n", "↵")
+    assert abs(word.shades[0]) == 1
+    values = word.numbers.split("|")
+    assert values[0] == signed(float(ds["effects"].values[7, centre, 0]))
+    assert values[2] == number(float(ds["activation"].values[7, centre]))
+    assert values[3] == number(float(ds["loss"].values[centre]))
+    assert values[4] == str(int(ds["rank"].values[centre]))
+    assert len(values) == len(contexts.quantities(ds))
+    last = ds["effects"].values[7, context.sequence * 40 + 39, 0]
+    assert np.isnan(last)
+
+
+def test_words():
+    assert [number(x) for x in (0, 1234, 0.01234, -2.5, 1e-5, np.nan, -np.inf)] == [
+        "0", "1,234", "0.0123", "−2.50", "1.00×10⁻⁵", "–", "−∞",
+    ]  # fmt: skip
+    assert number(999999) == "1.00×10⁶"
+    assert [signed(0.5), signed(-0.5), signed(0)] == ["+0.500", "−0.500", "0"]
+    assert [percent(x) for x in (0.855, -0.2, -99.0, np.nan)] == [
+        "86\u00a0%", "−20\u00a0%", "< −1000\u00a0%", "–",
+    ]  # fmt: skip
+    assert effect_label("loss_total") == "Δ loss"
+    assert effect_label("loss_frequency_direct") == "Δ loss (frequency frozen)"
+    assert effect_label("kl_frequency_total") == "Δ KL to unigrams"
+    assert effect_label("top1_total") == "top-1 change"
+    assert effect_label("temperature_share") == "Δ temperature (share)"
