@@ -204,8 +204,8 @@ def run_request(
         plan = plan_request(request, loaded)
     path = request.out or Path(tempfile.mkdtemp(prefix="confreg-")) / f"{request.recipe.name}.zarr"
     store = running.open_store(plan, path, request.overwrite, command_line)
+    plan = running.as_stored(plan, store, progress)
     if not store.complete:
-        plan = running.as_stored(plan, store, progress)
         with progress.step(f"loading {plan.model.name}"):
             model = loaded or load_model(plan)
         running.execute(plan, store, model, progress)

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from confreg import __version__
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"confreg {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_run, _add_plan, _add_show, _add_report, _add_lists, _add_doctor):
+    for add in (_add_run, _add_plan, _add_show, _add_report, _add_netcdf, _add_lists, _add_doctor):
         add(commands)
     return parser
 
@@ -207,6 +208,14 @@ def _add_report(commands: Any) -> None:
     )
 
 
+def _add_netcdf(commands: Any) -> None:
+    parser = _command(commands, "netcdf", _netcdf, "write the dataset as one netCDF file")
+    parser.add_argument("store", metavar="O.zarr")
+    parser.add_argument(
+        "-o", dest="file", metavar="O.nc", help="default: beside the store, with .nc"
+    )
+
+
 def _add_lists(commands: Any) -> None:
     _command(commands, "recipes", _recipes, "list the recipes, their parameters and effects")
     _command(commands, "models", _models, "list the architectures that can be measured")
@@ -263,8 +272,6 @@ def _parameters(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _stem(recipe: str) -> str:
-    from pathlib import Path
-
     return Path(recipe).stem
 
 
@@ -295,20 +302,28 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    import confreg
     from confreg.report import tables
+    from confreg.results import store
 
-    tables.print_top(confreg.open(options.store), options.by, options.n, options.smallest)
+    with store.reading(options.store):
+        tables.print_top(store.open(options.store), options.by, options.n, options.smallest)
 
 
 def _report(options: argparse.Namespace) -> None:
-    from pathlib import Path
-
-    import confreg
     from confreg import report
+    from confreg.results import store
 
     page = options.page or Path(options.store).with_suffix(".html")
-    print(report.write(confreg.open(options.store), page))
+    with store.reading(options.store):
+        print(report.write(store.open(options.store), page))
+
+
+def _netcdf(options: argparse.Namespace) -> None:
+    from confreg.results import store
+
+    file = options.file or Path(options.store).with_suffix(".nc")
+    with store.reading(options.store):
+        print(store.write_netcdf(store.open(options.store), file))
 
 
 def _recipes(options: argparse.Namespace) -> None:

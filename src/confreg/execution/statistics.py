@@ -42,7 +42,7 @@ def _weights_here(plan: Plan, model: Model, layer: int, index: torch.Tensor) -> 
     like = torch.zeros(1, model.d_model, dtype=model.torch_dtype, device=model.device)
     readout = effects.read_readout(final_norm, unembedding, like, **model.readout)
     post = None if post_norm is None else post_norm._module
-    write = effects.Write(down_proj, post_norm=post, **model.write_spec)
+    write = effects.Write(down_proj, post_norm=post, post_input=like, **model.write_spec)
     return effects.weight_statistics(readout, write, index, like, **_options(plan, model))
 
 
@@ -53,7 +53,7 @@ def _weights_on_server(plan: Plan, model: Model, layer: int, index: torch.Tensor
     with model.trace(token_block(plan.table, 0, 2).inputs):
         like = final_norm.input
         readout = effects.read_readout(final_norm, unembedding, like, **readout_spec)
-        write = effects.Write(down_proj, post_norm=post_norm, **write_spec)
+        write = effects.Write(down_proj, post_norm=post_norm, post_input=like, **write_spec)
         found = effects.weight_statistics(readout, write, index, like, **options)
         nnsight.save(found)
     return found

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from confreg.execution.plan import Plan
 
 HEADINGS = {
-    "te": "TE, nats",
-    "de": "DE, nats",
+    "te": "TE",
+    "de": "DE",
     "te_mediated": "TE − DE",
     "mediated": "1 − DE/TE",
     "w_out_norm": "‖w_out‖",
@@ -28,9 +29,9 @@ HEADINGS = {
 }
 # What ρ, TE and DE are is said once under the table, for readers who come without the paper.
 LEGEND = (
-    "TE, DE: mean |change of loss| when the neuron is ablated, everything recomputed and with the "
-    "final norm's scale frozen. 1 − DE/TE: share that the norm mediates. ρ: share of w_out that "
-    "the unembedding barely reads."
+    "TE, DE: mean |change of loss| in nats when the neuron is ablated, everything recomputed, and "
+    "with the final norm's scale frozen. 1 − DE/TE: share that the norm mediates. ρ: share of "
+    "w_out that the unembedding barely reads."
 )
 
 
@@ -57,10 +58,11 @@ def print_top(ds: xr.Dataset, by: str = "te_mediated", n: int = 10, smallest: bo
         by = str(ds["effect"].values[0])
     frame = ds.confreg.top(by, n, smallest)
     columns = [c for c in (*HEADINGS, by) if c in frame]
-    table = Table(title=f"{ds.attrs['title']}: {len(frame)} of {ds.sizes['neuron']} neurons")
-    table.add_column("neuron", style="bold")
+    title = f"{ds.attrs['title']}: {len(frame)} of {ds.sizes['neuron']} neurons"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("neuron", style="bold", no_wrap=True)
     for column in dict.fromkeys(columns):
-        table.add_column(HEADINGS.get(column, column), justify="right")
+        table.add_column(HEADINGS.get(column, column), justify="right", no_wrap=True)
     for label, row in frame.iterrows():
         table.add_row(str(label), *(_number(row[c]) for c in dict.fromkeys(columns)))
     console = _console()
