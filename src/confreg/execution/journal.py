@@ -7,6 +7,7 @@ had submitted, and collects them by id instead of paying for them twice.
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
@@ -35,28 +36,27 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Usage:
-    """What a run has asked of its server.
+class Cost:
+    """What a job whose result was collected has cost.
 
     Attributes
     ----------
-    jobs : tuple of str
-        Ids of the jobs whose results were collected, in order.
-    submitted : int
-        Jobs submitted, those that failed included.
+    id, key : str
+        The server's, and the unit's.
     bytes_up, bytes_down : int
-    server_seconds : float
-        Execution time that the server reported.
-    wall_seconds : float
-        From submission to result, summed over jobs.
+        Size of the request and of the result, as sent.
+    seconds : float
+        Execution time that the server reported; NaN where it did not.
+    waited : float
+        Seconds from submission to result.
     """
 
-    jobs: tuple[str, ...] = ()
-    submitted: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    server_seconds: float = 0.0
-    wall_seconds: float = 0.0
+    id: str
+    key: str
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+    waited: float
 
 
 class Journal:
@@ -72,9 +72,8 @@ class Journal:
         self.path = path
         self._lock = threading.Lock()
         self._open: dict[str, Job] = {}
-        self._collected: dict[str, str] = {}
-        self._submitted = self._up = self._down = 0
-        self._server = self._wall = 0.0
+        self._up: dict[str, tuple[int, float]] = {}
+        self._costs: dict[str, Cost] = {}
         for record in self._read():
             self._apply(record)
 
@@ -114,17 +113,15 @@ class Journal:
         """Write down that a job will not give a result."""
         self._write({"event": "failed", "key": key, "job": job, "reason": reason[:500]})
 
-    def usage(self) -> Usage:
-        """What all jobs so far have cost."""
+    def costs(self) -> list[Cost]:
+        """What every collected job has cost, in the order in which they were collected."""
         with self._lock:
-            return Usage(
-                tuple(self._collected),
-                self._submitted,
-                self._up,
-                self._down,
-                round(self._server, 3),
-                round(self._wall, 3),
-            )
+            return list(self._costs.values())
+
+    def submissions(self) -> int:
+        """Jobs that were submitted, those included that failed or were lost."""
+        with self._lock:
+            return len(self._up)
 
     def _write(self, record: dict[str, Any]) -> None:
         record = {"at": round(time.time(), 3), **record}
@@ -156,16 +153,20 @@ class Journal:
         return records
 
     def _apply(self, record: dict[str, Any]) -> None:
-        key, event = record["key"], record["event"]
+        key, event, job = record["key"], record["event"], record.get("job", "")
         if event == "submitted":
-            self._open[key] = Job(record["job"], record["at"], record["polled"])
-            self._submitted += 1
-            self._up += record["bytes_up"]
-        elif event == "collected" and record["job"] not in self._collected:
-            self._collected[record["job"]] = key
-            self._down += record["bytes_down"]
-            self._server += record["server_seconds"] or 0.0
-            if (job := self._open.get(key)) is not None:
-                self._wall += record["at"] - job.submitted
+            self._open[key] = Job(job, record["at"], record["polled"])
+            self._up[job] = (record["bytes_up"], record["at"])
+        elif event == "collected" and job not in self._costs:
+            size, at = self._up[job]
+            seconds = record["server_seconds"]
+            self._costs[job] = Cost(
+                id=job,
+                key=key,
+                bytes_up=size,
+                bytes_down=record["bytes_down"],
+                seconds=math.nan if seconds is None else seconds,
+                waited=record["at"] - at,
+            )
         elif event in ("stored", "failed"):
             self._open.pop(key, None)

@@ -38,6 +38,7 @@ from confreg.execution.profiles import NdifProfile
 if TYPE_CHECKING:
     from nnsight.tracing.tracer import Tracer
 
+    from confreg.execution.doctor import Check
     from confreg.models import Model
 
 # A job of which the server has said nothing for so long was lost before it was queued.
@@ -139,6 +140,13 @@ class Client:
         """Say that a unit's result is in the store."""
         for each in self.journal.keys(f"{key}/"):
             self.journal.stored(each)
+
+    def dtype(self) -> str | None:
+        """In which dtype the server runs the model, where it runs it and says so."""
+        for deployment in self.server.get("/status", seconds=70)["deployments"].values():
+            if deployment.get("model_key") == self.identity:
+                return deployment.get("dtype")
+        return None
 
     def stop(self) -> None:
         """Stop waiting, in every thread. Jobs that were submitted stay in the journal."""
@@ -325,7 +333,7 @@ class JobBackend(RemoteBackend):
 
     def __call__(self, tracer: Tracer | None = None) -> dict[str, Any]:
         """Run a captured block on the server and put what it saved into the caller's frame."""
-        assert tracer is not None
+        assert tracer is not None and tracer.info is not None
         key = f"{self.unit}/{self.count}"
         self.count += 1
         result = self.client.run(key, lambda: self._blob(tracer))
@@ -333,6 +341,7 @@ class JobBackend(RemoteBackend):
         return result
 
     def _blob(self, tracer: Tracer) -> bytes:
+        assert tracer.info is not None
         with self.client.serialising:
             register_beside(tracer.info.frame.f_code.co_filename)
             return self._serialize(tracer)
@@ -410,3 +419,10 @@ def api_key() -> str | None:
     from nnsight.schema.config import CONFIG
 
     return CONFIG.API.APIKEY or None
+
+
+def check(profile: NdifProfile, model: str) -> list[Check]:
+    """As `confreg.execution.ndif_check.check`."""
+    from confreg.execution import ndif_check
+
+    return ndif_check.check(profile, model)

@@ -177,8 +177,9 @@ def status(folder: Path | None = None) -> Status:
     if not processes.same(state.get("supervisor"), state.get("started")):
         return Status(running=False, error=state.get("error"), folder=folder)
     profile = state.get("profile")
-    known = {name: state.get(name) for name in Status.__dataclass_fields__ if name in state}
-    return Status(**known | {"running": True, "profile": profile and Path(profile)}, folder=folder)
+    known: dict[str, Any] = {n: state[n] for n in Status.__dataclass_fields__ if n in state}
+    known |= {"running": True, "profile": Path(profile) if profile else None, "folder": folder}
+    return Status(**known)
 
 
 def _supervise(folder: Path) -> None:

@@ -121,6 +121,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
         "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
         "RAY_TMPDIR": settings.scratch,
         # gRPC threads make forked Ray servers die, about every other time.

@@ -141,6 +141,7 @@ class Supervisor:
             launch = self.spawn("controller", command, RAY_ADDRESS=address, NDIF_SERVICE="ray")
             if launch.wait(timeout=PATIENCE) == 0:
                 del self.running["controller"], self.commands["controller"]
+                self.state["parts"].pop("controller")  # what it launched lives on inside Ray
                 self.step("controller")
                 return
         raise StartError(f"the controller did not launch ({self.log('controller')})")

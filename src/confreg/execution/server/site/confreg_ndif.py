@@ -4,7 +4,7 @@ This file lies on the server's PYTHONPATH, in an environment that has ndif, ray 
 and not confreg. NDIF's own model actors load onto CUDA devices and synchronise with them;
 these hold the model in memory and are otherwise NDIF's.
 """
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 import gc
 

@@ -1,0 +1,119 @@
+"""Before a job is paid for: is the server there, is the key good, can it run this model?"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from confreg.errors import ConfregError
+from confreg.execution.ndif_http import Server, is_loopback
+from confreg.execution.profiles import NdifProfile
+
+if TYPE_CHECKING:
+    from confreg.execution.doctor import Check
+
+# What a difference between client and server means, by package.
+_MEANING = {
+    "nnsight": "the request may not be read there",
+    "transformers": "the model may have other modules there, and the request name one it lacks",
+    "torch": "numbers may differ in the last digits",
+}
+
+
+def check(profile: NdifProfile, model: str) -> list[Check]:
+    """Look at a server, one sentence a thing; stop where the rest could not be looked at.
+
+    Parameters
+    ----------
+    profile : NdifProfile
+    model : str
+        As for `confreg.models.load`.
+    """
+    from confreg.execution.doctor import Check
+
+    found = []
+    try:
+        for name, ok, sentence in _look(profile, model):
+            found.append(Check(name, ok, sentence))
+    except ConfregError as error:
+        found.append(Check("server", False, str(error)))
+    return found
+
+
+def _look(profile: NdifProfile, model: str) -> Iterator[tuple[str, bool, str]]:
+    from confreg.execution.ndif import api_key
+
+    key = api_key()
+    server = Server(profile, key)
+    try:
+        server.get("/ping")
+        yield "server", True, f"{server.host} answers, and the profile trusts its results"
+        yield _key(server, key)
+        server.get("/connected")
+        deployments = server.get("/status", seconds=70)["deployments"]
+        yield _model(deployments, model, profile)
+        yield from _versions(server.get("/env", seconds=70))
+    finally:
+        server.close()
+
+
+def _key(server: Server, key: str | None) -> tuple[str, bool, str]:
+    local = is_loopback(server.host.partition("://")[2].rpartition(":")[0])
+    owner = server.get("/whoami")
+    if owner.get("email"):
+        return "key", True, f"accepted, as {owner['email']}"
+    if key is None:
+        sentence = "none; a server of one's own asks for none, the public service does"
+        return "key", local, sentence + ": set NDIF_API_KEY or run `nnsight login`"
+    return "key", local, f"there is one, and {server.host} does not know it (or asks for none)"
+
+
+def _model(
+    deployments: Mapping[str, Mapping[str, Any]], model: str, profile: NdifProfile
+) -> tuple[str, bool, str]:
+    from confreg.models.sources import locate
+
+    source = locate(model)
+    revision = None if source.local else source.revision
+    found = [
+        d
+        for d in deployments.values()
+        if d.get("repo_id") == source.path and (d.get("revision") or None) == revision
+    ]
+    running = [d for d in found if d.get("application_state") == "RUNNING"]
+    if not running:
+        state = found[0].get("application_state", "known") if found else "not deployed"
+        return model, True, f"{state}; the server deploys it when it is first asked for, if it can"
+    dtype = running[0].get("dtype") or "a dtype that the server does not tell"
+    sentence = f"runs there in {dtype}, on {len(running)} replica{'s' * (len(running) > 1)}"
+    if profile.dtype and running[0].get("dtype") not in (None, profile.dtype):
+        return model, False, f"{sentence}, and the profile says {profile.dtype}: change its dtype"
+    return model, True, sentence
+
+
+def _versions(there: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
+    packages = there.get("packages", {})
+    for name, meaning in _MEANING.items():
+        here, remote = _installed(name), packages.get(name, "unknown")
+        same = _release(here) == _release(remote)
+        # Two patch releases of nnsight 0.8 understand each other; so do versions of torch.
+        ok = same or name == "torch" or _release(here)[:2] == _release(remote)[:2]
+        note = "" if same else f": {meaning}"
+        yield f"{name}", ok, f"{here} here, {remote} there{note}"
+    python = str(there.get("python_version", "unknown")).split()[0]
+    here = platform.python_version()
+    note = "" if python == here else "; blocks travel as source, so that is well"
+    yield "python", True, f"{here} here, {python} there{note}"
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _release(text: str) -> list[str]:
+    return text.partition("+")[0].split(".")

@@ -1,0 +1,230 @@
+"""Units of work as jobs of an NDIF server: several in flight, split where they are too large."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from confreg import effects
+from confreg.errors import ConfregError
+from confreg.execution import batches
+from confreg.execution.ndif_faults import TooLarge
+from confreg.execution.plan import CLOSED_FORMS, Plan
+from confreg.execution.profiles import NdifProfile
+
+if TYPE_CHECKING:
+    from confreg.execution.journal import Cost
+    from confreg.execution.ndif import Client
+    from confreg.execution.progress import Progress
+    from confreg.models import Model
+
+# A unit that fails in so many halvings is too large for a reason that halving does not mend.
+HALVINGS = 6
+
+
+def journal_path(store: Path) -> Path:
+    """Where the journal of a store's jobs is: beside it."""
+    return store.with_name(f"{store.name}.jobs.jsonl")
+
+
+class Remote:
+    """A run's connection to its server.
+
+    Parameters
+    ----------
+    plan : Plan
+    client : Client
+    """
+
+    def __init__(self, plan: Plan, client: Client):
+        self.plan, self.client = plan, client
+        self.run = _digest(plan)
+        self.checked = False
+
+    def model(self, key: str) -> Model:
+        """The model whose traces are jobs, known to the journal under ``key``."""
+        return self.client.unit(f"{self.run}:{key}")
+
+    def stored(self, key: str) -> None:
+        """Say that what ``key`` stood for is in the store."""
+        self.client.stored(f"{self.run}:{key}")
+
+    def costs(self) -> list[Cost]:
+        """What each job of this run has cost."""
+        return [c for c in self.client.journal.costs() if c.key.startswith(f"{self.run}:")]
+
+    def measure(
+        self, todo: list[tuple[int, int]], values: np.ndarray | None
+    ) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+        """Run units, several at once, and yield each with its block as it arrives.
+
+        A unit counts as stored when the next one is asked for.
+        """
+        flying: dict[Future[dict[str, Any]], tuple[int, int]] = {}
+        left = iter(todo)
+        pool = ThreadPoolExecutor(self._width, thread_name_prefix="confreg-job")
+        try:
+            while self._launch(pool, flying, left, values):
+                done, _ = wait(flying, return_when=FIRST_COMPLETED)
+                for future in done:
+                    i, j = flying.pop(future)
+                    block = future.result()
+                    self._check_dtype()
+                    yield (i, j), block
+                    self.stored(f"{i}.{j}")
+        finally:
+            # Also on Ctrl-C: nothing more is submitted, and nothing is waited for.
+            self.client.stop()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def _width(self) -> int:
+        return self.client.profile.jobs_in_flight
+
+    def _launch(
+        self,
+        pool: ThreadPoolExecutor,
+        flying: dict[Future[dict[str, Any]], tuple[int, int]],
+        left: Iterator[tuple[int, int]],
+        values: np.ndarray | None,
+    ) -> bool:
+        """Keep as many units in flight as allowed; say whether any is."""
+        while len(flying) < self._width and (unit := next(left, None)) is not None:
+            batch = batches.make_batch(self.plan, *unit, values)
+            flying[pool.submit(self._unit, f"{unit[0]}.{unit[1]}", batch)] = unit
+        return bool(flying)
+
+    def _unit(self, key: str, batch: effects.Batch, halvings: int = 0) -> dict[str, Any]:
+        """One unit's block; of its halves, where the server cannot do it at once."""
+        measure = self.plan.request.recipe.measure
+        try:
+            # Gradient mode is a thread's own.
+            with torch.no_grad():
+                return measure(self.model(key), batch, **self.plan.parameters)
+        except TooLarge as error:
+            parts = halves(batch)
+            if parts is None or halvings == HALVINGS:
+                raise ConfregError(
+                    f"{error} Halving the unit {halvings} times did not help: lower `memory` or "
+                    "raise `max_result` in the profile, or ask for fewer tokens."
+                ) from error
+            self.client.report(f"{error} Splitting {key}.")
+        first, second = (
+            self._unit(f"{key}.{n}", part, halvings + 1) for n, part in enumerate(parts)
+        )
+        same_tokens = len(parts[0].positions) == len(batch.positions)
+        return join(first, second, along="neuron" if same_tokens else "token")
+
+    def _check_dtype(self) -> None:
+        """Once, when the model surely runs: it must run in the dtype that the dataset names."""
+        if self.checked:
+            return
+        self.checked = True
+        wanted = self.plan.configuration()["dtype"]
+        found = self.client.dtype()
+        if found is not None and found != wanted:
+            raise ConfregError(
+                f"{self.client.server.host} runs {self.plan.model.name} in {found}, and this run "
+                f"is in {wanted}. Set the dtype: -P dtype={found} (or --dtype {found})."
+            )
+
+
+@contextmanager
+def connect(plan: Plan, model: Model, store: Path, progress: Progress) -> Iterator[Remote]:
+    """Check the plan's server and connect to it.
+
+    Raises
+    ------
+    ConfregError
+        The first thing that would keep the run from working.
+    """
+    from confreg.execution import ndif, ndif_check
+
+    assert isinstance(plan.profile, NdifProfile)
+    with ndif.Client(plan.profile, model, journal_path(store), progress.say) as client:
+        with progress.step(f"asking {client.server.host}"):
+            for found in ndif_check.check(plan.profile, plan.request.model):
+                if not found.ok:
+                    raise ConfregError(f"{found.name}: {found.sentence}")
+        yield Remote(plan, client)
+
+
+def halves(batch: effects.Batch) -> tuple[effects.Batch, effects.Batch] | None:
+    """A batch in two, or None where it cannot be cut.
+
+    Closed forms are cut between sequences, which halves the pass, too; other batches, and
+    those whose ablation value is found over all of their tokens, between neurons.
+    """
+    if batch.engine in CLOSED_FORMS and batch.values is not None and batch.rows > 1:
+        return _cut_rows(batch, batch.rows // 2)
+    if len(batch.neurons) > 1:
+        return _cut_neurons(batch, len(batch.neurons) // 2)
+    return None
+
+
+def _cut_neurons(batch: effects.Batch, at: int) -> tuple[effects.Batch, effects.Batch]:
+    first, second = copy.copy(batch), copy.copy(batch)
+    for part, where in ((first, slice(None, at)), (second, slice(at, None))):
+        part.neurons = batch.neurons[where]
+        part.values = None if batch.values is None else batch.values[where]
+        part.sample = -(-batch.sample // 2)
+        if batch.engine not in CLOSED_FORMS:
+            part.inputs = batch.inputs[: batch.rows].repeat(1 + len(part.neurons), 1)
+    return first, second
+
+
+def _cut_rows(batch: effects.Batch, at: int) -> tuple[effects.Batch, effects.Batch]:
+    first, second = copy.copy(batch), copy.copy(batch)
+    row = batch.positions // batch.inputs.shape[1]
+    for part, inside, rows in (
+        (first, row < at, slice(None, at)),
+        (second, row >= at, slice(at, None)),
+    ):
+        part.inputs = batch.inputs[rows]
+        part.rows = len(part.inputs)
+        part.positions = batch.positions[inside] - (rows.start or 0) * batch.inputs.shape[1]
+        part.targets, part.keep = batch.targets[inside], batch.keep[inside]
+        part.over = None if batch.over is None else batch.over[inside]
+        part.sample = -(-batch.sample // 2)
+    return first, second
+
+
+_NEURON_FIRST = ("effects", "activation", "values", "abs_sum", "sum")
+_PER_PAIR = ("effects", "activation")
+_ADDED = ("pairs", "recomputed", "sampled", "error_sum")
+
+
+def join(first: dict[str, Any], second: dict[str, Any], along: str) -> dict[str, Any]:
+    """The block of a batch from those of its `halves`, cut ``along`` neurons or tokens."""
+    joined = dict(first)
+    for name, value in first.items():
+        other = second[name]
+        if name in _ADDED:
+            joined[name] = value + other
+        elif name == "error_max":
+            joined[name] = torch.maximum(value, other)
+        elif along == "neuron":
+            joined[name] = torch.cat([value, other]) if name in _NEURON_FIRST else value
+        elif name in _PER_PAIR:
+            joined[name] = torch.cat([value, other], dim=1)
+        elif name in ("abs_sum", "sum", "kept"):
+            joined[name] = value + other
+        elif name != "values":
+            joined[name] = torch.cat([value, other])
+    return joined
+
+
+def _digest(plan: Plan) -> str:
+    """Names a plan's units: the same work on the same server has the same name."""
+    assert isinstance(plan.profile, NdifProfile)
+    said = [plan.configuration(), plan.neuron_units, plan.token_units, plan.profile.host]
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:12]
