@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from confreg.models import Description, Model
     from confreg.tokens import Corpus
+    from confreg.tokens.counts import Counts
 
 Text = "None | str | Path | Sequence[str] | Sequence[Path] | Corpus"
 
@@ -189,7 +190,18 @@ def plan_request(request: Request, loaded: Model | None = None) -> Plan:
             f"{described.name} has positions for {described.max_length} tokens; "
             f"--sequence-length is {request.sequence_length}."
         )
-    return plans.make_plan(request, described, table)
+    return plans.make_plan(request, described, table, _counts(request, described))
+
+
+def _counts(request: Request, described: Description) -> Counts | None:
+    """Token counts, for recipes that take the parameter ``counts``."""
+    from confreg import tokens
+
+    if "counts" not in request.recipe.parameters:
+        return None
+    spec = request.recipe.bind(request.parameters)["counts"]
+    size = described.vocab_size
+    return tokens.counts.read(spec, tokens.read(request.text), described.tokenizer, size)
 
 
 def run_request(

@@ -69,8 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"confreg {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_run, _add_plan, _add_show, _add_report, _add_netcdf, _add_lists, _add_doctor):
+    for add in (_add_run, _add_plan, _add_show, _add_report, _add_netcdf, _add_counts, _add_lists):
         add(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -216,6 +217,30 @@ def _add_netcdf(commands: Any) -> None:
     )
 
 
+def _add_counts(commands: Any) -> None:
+    text = "count the tokens of a text, for recipes that take counts"
+    parser = _command(
+        commands, "counts", _counts, text,
+        "Then: confreg run token_frequency_neurons -p counts=counts.npy",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("text", nargs="*", metavar="T", help="as --text of confreg run")
+    add("-o", dest="out", required=True, metavar="FILE", help="a .npy or a .csv file to write")
+    add(
+        "--model",
+        default="smollm2-135m",
+        metavar="M",
+        help="whose tokenizer counts (default: %(default)s)",
+    )
+    add(
+        "--max-tokens",
+        type=_count,
+        default=10_000_000,
+        metavar="N",
+        help="tokens to count, or 'all' (default: %(default)s)",
+    )
+
+
 def _add_lists(commands: Any) -> None:
     _command(commands, "recipes", _recipes, "list the recipes, their parameters and effects")
     _command(commands, "models", _models, "list the architectures that can be measured")
@@ -290,8 +315,9 @@ def _run(options: argparse.Namespace) -> None:
     if not options.quiet:
         tables.print_top(ds)
         print(f"\nDataset: {request['out']}   page: confreg report {request['out']}")
-    if "error_warning" in ds.attrs:
-        print(f"confreg: warning: {ds.attrs['error_warning']}", file=sys.stderr)
+    for name in ("error_warning", "counts_warning"):
+        if name in ds.attrs:
+            print(f"confreg: warning: {ds.attrs[name]}", file=sys.stderr)
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -324,6 +350,22 @@ def _netcdf(options: argparse.Namespace) -> None:
     file = options.file or Path(options.store).with_suffix(".nc")
     with store.reading(options.store):
         print(store.write_netcdf(store.open(options.store), file))
+
+
+def _counts(options: argparse.Namespace) -> None:
+    from confreg import models, tokens
+    from confreg.execution.progress import Progress
+
+    described = models.describe(options.model)
+    corpus = tokens.read_sources(options.text) if options.text else tokens.read()
+    with Progress().bar("counting", options.max_tokens, "tokens") as advance:
+        found = tokens.counts.count(
+            corpus, described.tokenizer, described.vocab_size, options.max_tokens, advance
+        )
+    found.save(options.out)
+    print(f"{options.out}: {found.total:,} tokens of {corpus.name}")
+    if found.warning:
+        print(f"confreg: warning: {found.warning}", file=sys.stderr)
 
 
 def _recipes(options: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ decorators; weights are reached by calling modules, never by reading ``.weight``
 """
 
 from .batch import Batch
+from .frequency import frequency_cosines, frequency_direction, log_frequencies
 from .intervene import ablate
 from .readout import MetaWeightError, Readout, read_readout
 from .sweep import measure
@@ -22,6 +23,9 @@ __all__ = [
     "Write",
     "ablate",
     "ablation_values",
+    "frequency_cosines",
+    "frequency_direction",
+    "log_frequencies",
     "measure",
     "pick",
     "read_readout",

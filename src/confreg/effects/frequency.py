@@ -32,7 +32,7 @@ def frequency_direction(log_frequency):
     return out.float()
 
 
-def frequency_cosines(readout, writes, like, frequency, memory=2**29):
+def frequency_cosines(readout, writes, like, frequency, vocab_real, memory=2**29):
     """cos(W_U(γ∘P w), v) of every neuron of some layers, by calling modules only.
 
     Parameters
@@ -44,6 +44,8 @@ def frequency_cosines(readout, writes, like, frequency, memory=2**29):
         Any activation of the residual stream.
     frequency : Tensor (V,)
         v, of norm 1; 0 at rows of the unembedding that no token owns.
+    vocab_real : int
+        Rows of the unembedding that tokens own; padding rows after them are left out.
     memory : int
         Bytes for parts of the unembedding.
 
@@ -54,9 +56,8 @@ def frequency_cosines(readout, writes, like, frequency, memory=2**29):
     """
     with torch.no_grad():
         frequency = frequency.to(like.device).double()
-        real = int(frequency.nonzero().max()) + 1
-        rows = Rows(readout, like, real, memory)
-        gram, pulled = products(rows, frequency[:real])
+        rows = Rows(readout, like, vocab_real, memory)
+        gram, pulled = products(rows, frequency[:vocab_real])
         found = []
         for write in writes:
             every = torch.arange(write.width, device=like.device)
@@ -70,11 +71,9 @@ def products(rows, frequency):
     """Ŵᵀ Ŵ (d, d) and Ŵᵀ v (d,), float64, of the folded unembedding Ŵ."""
     mean, _ = rows.row_statistics(rows.block(rows.blocks[0]))
     gram, _ = rows.products()
-    pulled = torch.cat(
-        [
-            sum(rows.folded(block, columns, v, mean) @ frequency[v] for v in rows.spans())
-            for columns in rows.blocks
-            for block in [rows.block(columns)]
-        ]
-    )
+    pulled = torch.zeros_like(gram[0])
+    for columns in rows.blocks:
+        block = rows.block(columns)
+        for some in rows.spans():
+            pulled[columns] += rows.folded(block, columns, some, mean) @ frequency[some]
     return gram, pulled

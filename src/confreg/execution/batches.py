@@ -72,6 +72,7 @@ def make_batch(
     units = len(plan.neuron_units) * len(plan.token_units)
     block = token_block(plan.table, *plan.token_units[token_unit])
     engine = plan.engine[layer]
+    log_frequency, frequency = frequencies(plan)
     copies = 1 + (stop - start) if engine == "forward" else 1
     return effects.Batch(
         inputs=block.inputs.repeat(copies, 1),
@@ -93,7 +94,19 @@ def make_batch(
         sample=-(-SAMPLE // units),
         reduce=not plan.cube,
         activations=plan.request.activations,
+        frequency=frequency,
+        log_frequency=log_frequency,
     )
+
+
+def frequencies(plan: Plan) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """log p_freq and the token-frequency direction, (V,) each; None without counts."""
+    if plan.counts is None:
+        return None, None
+    values = torch.from_numpy(plan.counts.values)
+    real = torch.arange(len(values)) < plan.model.vocab_real
+    log_frequency = effects.log_frequencies(values, real)
+    return log_frequency, effects.frequency_direction(log_frequency)
 
 
 SAMPLE = 4096

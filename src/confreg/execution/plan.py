@@ -21,9 +21,10 @@ from confreg.execution.profiles import NdifProfile, Profile
 if TYPE_CHECKING:
     from confreg.models import Description
     from confreg.tokens import TokenTable
+    from confreg.tokens.counts import Counts
 
 ENGINES = ("auto", "series", "exact", "forward")
-SERIES_MEASURES = ("loss", "entropy")
+SERIES_EFFECTS = ("loss_total", "loss_direct", "entropy_total", "entropy_direct")
 CLOSED_FORMS = ("series", "exact")
 # A unit is what a progress bar advances by and what a killed run loses: some ten seconds.
 UNIT_TOKENS = 512
@@ -82,6 +83,7 @@ class Plan:
     memory: int
     neuron_units: list[Span]
     token_units: list[Span]
+    counts: Counts | None = None
 
     @property
     def remote(self) -> bool:
@@ -101,6 +103,7 @@ class Plan:
     def variables(self) -> list[str]:
         """What every unit of work fills."""
         found = ["loss", "entropy", "norm_scale", "rank", "top1"]
+        found += ["kl_frequency"] * (self.counts is not None)
         return found + ["effects"] * self.cube + ["activation"] * self.request.activations
 
     @property
@@ -144,6 +147,7 @@ class Plan:
             "dtype": r.dtype or self.profile.dtype or self.model.dtype,
             "corpus": self.table.corpus,
             "corpus_sha256": self.table.corpus_hash,
+            "counts_sha256": self.counts.sha256 if self.counts else "",
             "profile": self.profile.name,
             "engine": r.engine,
             "effects": [e.name for e in self.effects],
@@ -157,8 +161,12 @@ class Plan:
         }
 
 
-def make_plan(request: Request, model: Description, table: TokenTable) -> Plan:
+def make_plan(
+    request: Request, model: Description, table: TokenTable, counts: Counts | None = None
+) -> Plan:
     """Decide everything that can be decided without weights.
+
+    ``counts`` are the token counts of recipes that take them.
 
     Raises
     ------
@@ -200,13 +208,14 @@ def make_plan(request: Request, model: Description, table: TokenTable) -> Plan:
         memory=memory,
         neuron_units=neuron_units,
         token_units=token_units,
+        counts=counts,
     )
 
 
 def _engine(wanted: str, last_layer: bool, effects: Iterable[Effect]) -> str:
     if wanted not in ENGINES:
         raise ConfregError(f"--engine is one of {', '.join(ENGINES)}, not {wanted!r}.")
-    quick = all(e.name.split("_")[0] in SERIES_MEASURES for e in effects)
+    quick = all(e.name in SERIES_EFFECTS for e in effects)
     if wanted == "auto":
         return "forward" if not last_layer else "series" if quick else "exact"
     if wanted in CLOSED_FORMS and not last_layer:
@@ -216,7 +225,8 @@ def _engine(wanted: str, last_layer: bool, effects: Iterable[Effect]) -> str:
         )
     if wanted == "series" and not quick:
         raise ConfregError(
-            "Engine 'series' knows losses and entropies; for the other effects use --engine exact."
+            f"Engine 'series' knows {', '.join(SERIES_EFFECTS)}; for other effects use "
+            "--engine exact."
         )
     return wanted
 

@@ -11,7 +11,7 @@ import torch
 
 from confreg import effects
 from confreg.errors import ConfregError
-from confreg.execution.batches import mean_over, token_block
+from confreg.execution.batches import frequencies, mean_over, token_block
 
 if TYPE_CHECKING:
     from confreg.execution.plan import Plan
@@ -55,6 +55,50 @@ def _weights_on_server(plan: Plan, model: Model, layer: int, index: torch.Tensor
         readout = effects.read_readout(final_norm, unembedding, like, **readout_spec)
         write = effects.Write(down_proj, post_norm=post_norm, post_input=like, **write_spec)
         found = effects.weight_statistics(readout, write, index, like, **options)
+        nnsight.save(found)
+    return found
+
+
+def frequency_cosines(plan: Plan, model: Model) -> np.ndarray:
+    """cos(W_U(γ∘w), v) of every neuron of the model, (layers, neurons of a layer) float32.
+
+    Layers that were not asked for are NaN, unless the parameter ``all_layers`` is set.
+    """
+    every = range(model.n_layers) if plan.parameters.get("all_layers") else plan.neurons.layers
+    layers = list(every)
+    measure = _cosines_on_server if plan.remote else _cosines_here
+    found = np.full((model.n_layers, model.n_neurons), np.nan, dtype=np.float32)
+    found[layers] = _array(measure(plan, model, layers, frequencies(plan)[1]))
+    return found
+
+
+def _cosines_here(plan: Plan, model: Model, layers: list[int], frequency: Any) -> torch.Tensor:
+    final_norm, unembedding = model.final_norm._module, model.unembedding._module
+    like = torch.zeros(1, model.d_model, dtype=model.torch_dtype, device=model.device)
+    readout = effects.read_readout(final_norm, unembedding, like, **model.readout)
+    writes = []
+    for layer in layers:
+        envoy = model.post_norm(layer)
+        post = None if envoy is None else envoy._module
+        spec = {"post_norm": post, "post_input": like, **model.write_spec}
+        writes.append(effects.Write(model.down_proj(layer)._module, **spec))
+    options = {"vocab_real": model.vocab_real, "memory": plan.memory}
+    return effects.frequency_cosines(readout, writes, like, frequency, **options)
+
+
+def _cosines_on_server(plan: Plan, model: Model, layers: list[int], frequency: Any) -> torch.Tensor:
+    projections = [(model.down_proj(layer), model.post_norm(layer)) for layer in layers]
+    final_norm, unembedding = model.final_norm, model.unembedding
+    readout_spec, write_spec = model.readout, model.write_spec
+    options = {"vocab_real": model.vocab_real, "memory": plan.memory}
+    with model.trace(token_block(plan.table, 0, 2).inputs):
+        like = final_norm.input
+        readout = effects.read_readout(final_norm, unembedding, like, **readout_spec)
+        writes = [
+            effects.Write(down, post_norm=post, post_input=like, **write_spec)
+            for down, post in projections
+        ]
+        found = effects.frequency_cosines(readout, writes, like, frequency, **options)
         nnsight.save(found)
     return found
 

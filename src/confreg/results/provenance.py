@@ -50,6 +50,9 @@ def coordinates(plan: Plan) -> xr.Dataset:
     }
     if plan.request.recipe.statistics:
         values["component"] = np.arange(plan.model.d_model)
+    if plan.parameters.get("all_layers"):
+        values["model_layer"] = np.arange(plan.model.n_layers)
+        values["model_index"] = np.arange(plan.model.n_neurons)
     found = {}
     for name, array in values.items():
         row = schema.variable(name)
@@ -58,6 +61,14 @@ def coordinates(plan: Plan) -> xr.Dataset:
     ds = xr.Dataset(coords=found)
     schema.validate(ds)
     return ds
+
+
+def _counted(plan: Plan) -> dict[str, str | int]:
+    if plan.counts is None:
+        return {}
+    found = plan.counts
+    said = {"counts": found.source, "counts_sha256": found.sha256, "counts_tokens": found.total}
+    return {**said, **({"counts_warning": found.warning} if found.warning else {})}
 
 
 def attributes(plan: Plan, command_line: str) -> dict[str, str | int | float]:
@@ -77,6 +88,7 @@ def attributes(plan: Plan, command_line: str) -> dict[str, str | int | float]:
         "tokenizer": plan.table.tokenizer,
         "corpus": plan.table.corpus,
         "corpus_sha256": plan.table.corpus_hash,
+        **_counted(plan),
         "sequence_length": plan.table.sequence_length,
         "profile": plan.profile.name,
         "host": urlsplit(host).netloc.rpartition("@")[2] if host else "local",
