@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,12 @@ from confreg.results.store import Store
 if TYPE_CHECKING:
     import xarray as xr
 
+    from confreg.execution.journal import Cost
+    from confreg.execution.remote import Remote
     from confreg.models import Model
+
+Unit = tuple[int, int]
+Block = dict[str, Any]
 
 
 def open_store(plan: Plan, path: Path, overwrite: bool, command_line: str) -> Store:
@@ -67,38 +73,92 @@ def execute(plan: Plan, store: Store, model: Model, progress: Progress) -> None:
     ConfregError
         The disk is full, or a block does not fit the schema.
     """
-    with torch.no_grad():
-        _weights(plan, store, model, progress)
-        values = _values(plan, store, model, progress)
-        _effects(plan, store, model, values, progress)
+    with torch.no_grad(), _place(plan, store, model, progress) as place:
+        _weights(plan, store, place, progress)
+        _frequency(plan, store, place, progress)
+        values = _values(plan, store, place, progress)
+        _effects(plan, store, place, values, progress)
+        _jobs(store, place)
         finish(plan, store)
 
 
-def _weights(plan: Plan, store: Store, model: Model, progress: Progress) -> None:
-    if not plan.request.recipe.statistics or store.has("singular_value"):
+class Here:
+    """This process, as the place where traces run; the counterpart of `remote.Remote`."""
+
+    def __init__(self, plan: Plan, model: Model):
+        self.plan, self._model = plan, model
+
+    def model(self, key: str) -> Model:
+        """The model whose traces do what ``key`` stands for."""
+        return self._model
+
+    def stored(self, key: str) -> None:
+        """Say that what ``key`` stood for is in the store."""
+
+    def measure(self, todo: list[Unit], values: np.ndarray | None) -> Iterator[tuple[Unit, Block]]:
+        """Run units and yield each with its block."""
+        measure = self.plan.request.recipe.measure
+        for unit in todo:
+            batch = batches.make_batch(self.plan, *unit, values)
+            yield unit, measure(self._model, batch, **self.plan.parameters)
+
+    def costs(self) -> list[Cost]:
+        """What each job has cost: there are none."""
+        return []
+
+
+def _place(
+    plan: Plan, store: Store, model: Model, progress: Progress
+) -> AbstractContextManager[Here | Remote]:
+    if not plan.remote:
+        return nullcontext(Here(plan, model))
+    from confreg.execution import remote
+
+    return remote.connect(plan, model, store.path, progress)
+
+
+WEIGHTS = ("w_out_norm", "logit_var", "null_fraction", "singular_value")
+
+
+def _weights(plan: Plan, store: Store, place: Here | Remote, progress: Progress) -> None:
+    if not plan.request.recipe.statistics or all(store.has(name) for name in WEIGHTS):
         return
     with progress.step("weight-space statistics"):
-        found = statistics.weight_statistics(plan, model)
+        found = statistics.weight_statistics(plan, place.model("weights"))
     store.note("null_dims", int(found["null_dims"]))
-    # singular_value last: it says that all are there.
-    for name in ("w_out_norm", "logit_var", "null_fraction", "singular_value"):
+    for name in WEIGHTS:
         store.write(name, found[name].astype(np.float32))
+    place.stored("weights")
 
 
-def _values(plan: Plan, store: Store, model: Model, progress: Progress) -> np.ndarray | None:
+def _frequency(plan: Plan, store: Store, place: Here | Remote, progress: Progress) -> None:
+    if plan.counts is None or store.has("frequency_cosine"):
+        return
+    with progress.step("token-frequency cosines"):
+        found = statistics.frequency_cosines(plan, place.model("frequency"))
+    if plan.parameters.get("all_layers"):
+        store.write("frequency_cosine_all", found)
+    store.write("frequency_cosine", found[plan.neurons.layer, plan.neurons.index])
+    place.stored("frequency")
+
+
+def _values(
+    plan: Plan, store: Store, place: Here | Remote, progress: Progress
+) -> np.ndarray | None:
     if store.has("ablation_value"):
         return np.asarray(store.read("ablation_value"))
     if plan.ablation.over_tokens and plan.shared_pass:
         return None
     tokens = len(plan.table) * len(plan.neurons.layers) * plan.ablation.over_tokens
     with progress.bar("ablation values", tokens, "tokens") as advance:
-        values = statistics.ablation_values(plan, model, advance)
+        values = statistics.ablation_values(plan, place.model("values"), advance)
     store.write("ablation_value", values)
+    place.stored("values")
     return values
 
 
 def _effects(
-    plan: Plan, store: Store, model: Model, values: np.ndarray | None, progress: Progress
+    plan: Plan, store: Store, place: Here | Remote, values: np.ndarray | None, progress: Progress
 ) -> None:
     done = store.done()
     sizes = np.outer(_lengths(plan.neuron_units), _lengths(plan.token_units))
@@ -107,31 +167,34 @@ def _effects(
     found: dict[int, np.ndarray] = {}
     with progress.bar("effects", int(sizes.sum()), "neurons × tokens") as advance:
         advance(int(sizes[done].sum()))
-        for (i, j), block in measure(plan, model, todo, values):
+        for (i, j), tensors in place.measure(todo, values):
+            block = as_arrays(tensors)
             store.write_unit(i, j, block)
             if values is None:
                 found[i] = block["values"]
             advance(int(sizes[i, j]))
     if values is None and found:
-        store.write("ablation_value", _resumed_values(plan, model, found))
+        store.write("ablation_value", _resumed_values(plan, place, found))
 
 
-def _resumed_values(plan: Plan, model: Model, found: Mapping[int, np.ndarray]) -> np.ndarray:
+def _resumed_values(
+    plan: Plan, place: Here | Remote, found: Mapping[int, np.ndarray]
+) -> np.ndarray:
     if len(found) == len(plan.neuron_units):
         return np.concatenate([found[i] for i in range(len(plan.neuron_units))])
     # A run that was killed in between: the values of the units before are not at hand.
-    return statistics.ablation_values(plan, model)
+    return statistics.ablation_values(plan, place.model("values"))
 
 
-def measure(
-    plan: Plan, model: Model, todo: list[tuple[int, int]], values: np.ndarray | None
-) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
-    """Run units and yield each with its block, as numpy arrays."""
-    recipe = plan.request.recipe
-    for i, j in todo:
-        batch = batches.make_batch(plan, i, j, values)
-        block = recipe.measure(model, batch, **plan.parameters)
-        yield (i, j), as_arrays(block)
+def _jobs(store: Store, place: Here | Remote) -> None:
+    """Keep what each job of a server has cost."""
+    costs = place.costs()
+    if not costs:
+        return
+    store.write("job_id", np.array([c.id for c in costs], dtype=object))
+    store.write("job_bytes_up", np.array([c.bytes_up for c in costs], dtype=np.int64))
+    store.write("job_bytes_down", np.array([c.bytes_down for c in costs], dtype=np.int64))
+    store.write("job_seconds", np.array([c.seconds for c in costs], dtype=np.float64))
 
 
 def as_arrays(block: Mapping[str, Any]) -> dict[str, Any]:
