@@ -2,18 +2,18 @@
 
 import pytest
 from chromium import EXECUTABLE, Browser
+from conftest import need
 from report_data import synthetic
 
 from confreg import report
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(EXECUTABLE is None, reason="no chromium here: apt-get install chromium"),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
+    if EXECUTABLE is None:
+        need("chromium")
     return report.write(synthetic(), tmp_path_factory.mktemp("report") / "page.html")
 
 
