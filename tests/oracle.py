@@ -1,7 +1,8 @@
 """What ablating a neuron does, found without confreg and without nnsight.
 
-A plain transformers forward in float64 with torch hooks: one replaces a neuron's activation
-(an input of the down-projection), another pins the final norm's scale for the direct effect.
+A plain transformers forward, in float64 unless told, with torch hooks: one replaces a neuron's
+activation (an input of the down-projection), another pins the final norm's scale for the direct
+effect.
 Module paths are written out here, not taken from confreg's table.
 """
 
@@ -55,8 +56,8 @@ class Ablation:
 class Oracle:
     """Ablations of one transformers model."""
 
-    def __init__(self, network: torch.nn.Module) -> None:
-        self.network = copy.deepcopy(network).double().eval()
+    def __init__(self, network: torch.nn.Module, dtype: torch.dtype = torch.float64) -> None:
+        self.network = copy.deepcopy(network).to(dtype).eval()
         self.kind = network.config.model_type
         self.down, norm = PATHS[self.kind]
         self.norm = self.network.get_submodule(norm)
@@ -82,7 +83,7 @@ class Oracle:
             hidden = args[0].clone(memory_format=torch.contiguous_format)
             by_row = hidden.view(*many.shape, -1)  # OPT flattens rows and positions
             for j, neuron in enumerate(neurons):
-                by_row[j * len(ids) : (j + 1) * len(ids), :, neuron] = values[j].double()
+                by_row[j * len(ids) : (j + 1) * len(ids), :, neuron] = values[j].to(hidden.dtype)
             return (hidden, *args[1:])
 
         hook = self._down(layer).register_forward_pre_hook(replace)

@@ -75,6 +75,13 @@ class Recipe:
     path: Path | None = None
 
     @property
+    def source(self) -> bytes:
+        """The recipe's file, or its function alone where it was written in a notebook."""
+        if self.path is not None and self.path.is_file():
+            return self.path.read_bytes()
+        return inspect.getsource(self.measure).encode()
+
+    @property
     def summary(self) -> str:
         """First line of the recipe's docstring."""
         return self.documentation.strip().splitlines()[0]

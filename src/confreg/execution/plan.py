@@ -137,10 +137,9 @@ class Plan:
         import confreg
 
         r = self.request
-        source = self.request.recipe.path
         return {
             "recipe": r.recipe.name,
-            "recipe_sha256": hashlib.sha256(source.read_bytes()).hexdigest() if source else "",
+            "recipe_sha256": hashlib.sha256(r.recipe.source).hexdigest(),
             "parameters": self.parameters,
             "model": self.model.name,
             "revision": self.model.revision or "",
