@@ -5,12 +5,20 @@ import torch
 from .measures import change, measures_of, outcome, split, variants_of
 
 CACHED = 2**19  # numbers at once: what a few passes find in the cache
+SAFE = 20.0  # |f| up to which float32 sums of f e^f keep their digits
+LOG2E = 1.4426950408889634  # exp2 is twice as fast as exp
+TILTED = ("loss_total", "loss_direct", "entropy_total", "entropy_direct")
+
+
+def tilts(readout, effects):
+    """Whether effects follow from E_p[e^f], E_p[y e^f] and E_p[f e^f]: see `Tilt`."""
+    return readout.softcap is None and set(effects) <= set(TILTED)
 
 
 class Base:
     """The unablated side of some tokens.
 
-    Parameters
+    Attributes
     ----------
     readout : Readout
     raw : Tensor (T, V) float32
@@ -35,6 +43,97 @@ class Base:
         target = self.targets[token : token + 1]
         return logits, outcome(logits[None], target, wanted, self.log_frequency)
 
+    def variables(self, token, dtype):
+        """What ablations add multiples of: the logits less their offset, and μ. List of (V,)."""
+        rows = [self.raw[token].to(dtype) - self.readout.offset.to(dtype)]
+        if self.mu is not None:
+            rows.append(self.mu[token].to(dtype))
+        return [row * self.readout.scale for row in rows]
+
+
+class Fan:
+    """What a chunk of neurons adds to raw logits.
+
+    Parameters
+    ----------
+    u : Tensor (n, V)
+        Changed in place by ``centre``.
+    centre : Tensor (V,), optional
+        A distribution over the vocabulary under which to take each neuron's mean off: softmax
+        does not see it, and rounding does.
+
+    Attributes
+    ----------
+    u : Tensor (n, V)
+    low, high : Tensor (n,)
+        Extremes over the vocabulary.
+    """
+
+    def __init__(self, u, centre=None):
+        self.u = u if centre is None else u.sub_((u @ centre)[:, None])
+        self.low, self.high = self.u.amin(-1), self.u.amax(-1)
+
+
+class Tilt:
+    """One token's side of the exact sums, for losses and entropies.
+
+    With p the model's distribution, H its entropy, y = log p + H and f what the ablation adds to
+    the logits: A = E_p[e^f], B = E_p[y e^f], C = E_p[f e^f]; the loss changes by log A − f(target),
+    the entropy by log A − (B + C)/A.
+    """
+
+    def __init__(self, base, token, dtype):
+        logits = base.readout.finish(base.raw[token].to(dtype))
+        log_p = torch.log_softmax(logits, -1)
+        self.p = log_p.exp()
+        entropy = -(self.p @ log_p)
+        self.py = self.p * (log_p + entropy)
+        self.variables = [q - self.p @ q for q in base.variables(token, dtype)]
+        self.scale = base.readout.scale
+        self.target = int(base.targets[token])
+        weights, self.likely = self.p.topk(min(64, len(self.p)))
+        self.likely_p = weights / weights.sum()
+
+    def reach(self, low, high, coefficients):
+        """The largest |f|, (m,), given the extremes of u."""
+        gain = (coefficients.gain * self.scale).abs()
+        reach = gain * torch.maximum(high.abs(), low.abs())
+        for c, q in zip(others(coefficients), self.variables):
+            reach = reach + c.abs() * q.abs().amax()
+        return reach
+
+    def effects(self, fan, rows, coefficients):
+        """Measures of the neurons ``rows`` of a fan, dict of (m,)."""
+        gain = (coefficients.gain * (self.scale * LOG2E))[:, None]
+        # About f's mean under p: e^f stays near one whatever the neuron adds to all logits.
+        shift = fan.u[rows[:, None], self.likely].to(gain.dtype) @ self.likely_p
+        shift = shift[:, None] * gain
+        moved = [(c * LOG2E, q) for c, q in zip(others(coefficients), self.variables) if c.any()]
+        a = b = c = 0.0
+        at_target = torch.full_like(gain[:, 0], torch.nan)
+        size = max(256, CACHED // len(rows))
+        for start in range(0, len(self.p), size):
+            some = slice(start, start + size)
+            p, py = self.p[some], self.py[some]
+            f = fan.u[:, some][rows].to(gain.dtype).mul_(gain).sub_(shift)
+            for coefficient, q in moved:
+                f.addcmul_(coefficient[:, None], q[some])
+            if start <= self.target < start + size:
+                at_target = f[:, self.target - start] / LOG2E
+            tilted = f.exp2()
+            c = c + f.mul_(tilted) @ p
+            # Less one, lest the tail's small terms are lost in a sum near one.
+            a = a + tilted.sub_(1) @ p
+            b = b + tilted @ py
+        log_a = torch.log1p(a)
+        return {"loss": log_a - at_target, "entropy": log_a - (b + c / LOG2E) / (1 + a)}
+
+
+def others(coefficients):
+    """The coefficients of `Base.variables`."""
+    out = [coefficients.temper - 1]
+    return out if coefficients.carry is None else [*out, coefficients.carry]
+
 
 def ablated(base, u, token, coefficients):
     """Final logits of one token under the ablation of m neurons: u is (m, V), result too."""
@@ -54,64 +153,75 @@ def put_back(after, before, direction):
     return after + ((before - after) @ direction)[:, None] * direction
 
 
-def exact(base, u, coefficients, effects):
+def through_logits(base, fan, rows, token, coefficients, effects, variant, clean):
+    """Effects of one variant from the ablated logits themselves: any measure. Dict of (m,)."""
+    before, measures = clean
+    wanted = measures_of(effects, variant)
+    parts = []
+    size = max(1, CACHED // fan.u.shape[-1])
+    for start in range(0, len(rows), size):
+        some = slice(start, start + size)
+        logits = ablated(base, fan.u[rows[some]].to(before), token, coefficients.at(some))
+        if variant == "frequency_direct":
+            logits = put_back(logits, before, base.frequency.to(before))
+        targets = base.targets[token].expand(len(logits))
+        after = outcome(logits, targets, wanted, base.log_frequency)
+        parts.append({name: change(name, after[name], measures[name]) for name in wanted})
+    return {name: torch.cat([part[name] for part in parts]) for name in wanted}
+
+
+def exact(base, fan, coefficients, effects):
     """Effects of every neuron on every token of a block.
 
     Parameters
     ----------
     base : Base
-    u : Tensor (n, V)
+    fan : Fan
     coefficients : dict of str to Coefficients, each (n, T)
     effects : tuple of str
 
     Returns
     -------
-    Tensor (n, T, E), of u's dtype
+    Tensor (n, T, E) float32
     """
-    n, tokens = len(u), len(base.raw)
-    out = u.new_empty(n, tokens, len(effects))
+    n, tokens = len(fan.u), len(base.raw)
+    out = fan.u.new_empty(n, tokens, len(effects))
+    rows = torch.arange(n, device=out.device)
     for token in range(tokens):
-        pairs = {name: c.at(slice(None), token) for name, c in coefficients.items()}
-        out[:, token] = exact_token(base, u, token, pairs, effects)
+        pairs = {name: c.at(rows, token) for name, c in coefficients.items()}
+        out[:, token] = exact_token(base, fan, token, pairs, effects, rows)
     return out
 
 
-def exact_token(base, u, token, coefficients, effects, rows=None, dtype=None):
-    """Effects on one token.
+def exact_token(base, fan, token, coefficients, effects, rows, dtype=torch.float32):
+    """Effects of some neurons on one token.
 
     Parameters
     ----------
-    base, effects
+    base, fan, effects
         As of `exact`.
-    u : Tensor (n, V)
     token : int
     coefficients : dict of str to Coefficients, each (m,)
-    rows : Tensor (m,) int64, optional
-        The neurons, as rows of ``u``; without it all, m = n.
-    dtype : torch.dtype, optional
-        In which to compute; by default that of ``u``.
+    rows : Tensor (m,) int64
+        The neurons, as rows of the fan.
+    dtype : torch.dtype
+        In which to compute.
 
     Returns
     -------
-    Tensor (m, E)
+    Tensor (m, E) of ``dtype``
     """
-    dtype = dtype or u.dtype
-    count = len(u) if rows is None else len(rows)
-    out = torch.empty(count, len(effects), dtype=dtype, device=u.device)
-    before, clean = base.clean(token, measures_of(effects), dtype)
-    size = max(1, CACHED // u.shape[-1])
-    for start in range(0, count, size):
-        some = slice(start, min(start + size, count))
-        part = (u[some] if rows is None else u[rows[some]]).to(dtype)
-        for variant in variants_of(effects):
-            source = coefficients["total" if variant == "frequency_direct" else variant]
-            logits = ablated(base, part, token, source.at(some))
-            if variant == "frequency_direct":
-                logits = put_back(logits, before, base.frequency.to(dtype))
-            targets = base.targets[token].expand(len(logits))
-            after = outcome(logits, targets, measures_of(effects, variant), base.log_frequency)
-            for column, effect in enumerate(effects):
-                measure, of = split(effect)
-                if of == variant:
-                    out[some, column] = change(measure, after[measure], clean[measure]).to(dtype)
+    out = torch.empty(len(rows), len(effects), dtype=dtype, device=fan.u.device)
+    tilt = Tilt(base, token, dtype) if tilts(base.readout, effects) else None
+    clean = None
+    for variant in variants_of(effects):
+        own = coefficients["total" if variant == "frequency_direct" else variant]
+        if tilt and (tilt.reach(fan.low[rows], fan.high[rows], own) < SAFE).all():
+            found = tilt.effects(fan, rows, own)
+        else:
+            clean = clean or base.clean(token, measures_of(effects), dtype)
+            found = through_logits(base, fan, rows, token, own, effects, variant, clean)
+        for column, (measure, of) in enumerate(map(split, effects)):
+            if of == variant:
+                out[:, column] = found[measure].to(dtype)
     return out

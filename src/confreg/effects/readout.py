@@ -94,8 +94,11 @@ def read_readout(norm, unembedding, like, centred, eps, scale=1.0, softcap=None)
     gain, shift = norm_parameters(norm, centred, eps, like)
     bias = unembedding(torch.zeros(1, gain.shape[0], dtype=dtype, device=device)).float()
 
+    biased = bool((real(bias) != 0).any())
+
     def unembed(y):
-        return real(unembedding(y.to(dtype))).float() - bias
+        out = real(unembedding(y.to(dtype))).float()
+        return out - bias if biased else out
 
     offset = unembedding(shift[None].to(dtype)).float()[0]
     return Readout(unembed, gain, offset, centred, eps, scale, softcap)

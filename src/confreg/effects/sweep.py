@@ -2,9 +2,10 @@
 
 import torch
 
-from .exact import Base, exact, exact_token, put_back
+from .exact import Base, Fan, exact, exact_token, put_back, tilts
 from .geometry import final_norm_change
 from .measures import change, measures_of, outcome, split, variants_of
+from .series import series
 from .tally import Tally
 from .values import values_of
 from .write import take
@@ -76,10 +77,15 @@ class Block:
 
     def sizes(self):
         """Neurons and tokens of a chunk, so that the closed forms fit ``batch.memory``."""
-        rows = max(16, self.batch.memory // (4 * self.raw.shape[-1]))
-        # Of each: u and five (n, V) temporaries; logits, μ and their measures' temporaries.
-        neurons = max(1, min(len(self.neurons), rows // 12))
-        return neurons, max(1, min(len(self.positions), rows // 16))
+        vocabulary, d = self.raw.shape[-1], self.residual.shape[-1]
+        numbers = 0.85 * self.batch.memory / 4
+        # A token: raw logits, log p, μ and what making them takes. Larger chunks gain nothing.
+        tokens = int(min(256, numbers / 4 / (6 * vocabulary)))
+        tokens = max(1, min(tokens, len(self.positions)))
+        # A neuron: u twice, a one-hot row, directions, a block's squares, tables of its pairs.
+        each = 2.2 * vocabulary + self.batch.width + 4 * d + 2048 + 64 * tokens
+        neurons = int((numbers - 6 * vocabulary * tokens) / each)
+        return max(1, min(neurons, len(self.neurons))), tokens
 
     def logits(self, tokens):
         """The model's final logits, (T, V) float32."""
@@ -130,20 +136,35 @@ def unablated(block):
 def close(block, tally):
     """The closed forms. Neurons go outside, so that u is computed once a chunk of them."""
     size_n, size_t = block.sizes()
-    sampled = draw(block.batch, block.raw.device)
+    batch, count = block.batch, len(block.positions)
+    sampled = draw(batch, block.raw.device)
+    fast = tuple(e for e in batch.effects if tilts(block.readout, (e,)))
+    slow = tuple(e for e in batch.effects if e not in fast)
+    centre = None if slow else torch.softmax(block.logits(slice(0, size_t)), -1).mean(0)
     for neurons in spans(len(block.neurons), size_n):
         weights = block.write.weights(block.neurons[neurons], block.residual)
         directions = block.write.directions(weights)
-        u = block.readout.directions(directions)
-        for tokens in spans(len(block.positions), size_t):
+        fan = Fan(block.readout.directions(directions), centre)
+        by_entry = fan.u.T.contiguous() if batch.engine == "series" and fast else None
+        for tokens in spans(count, size_t):
             found, carried = block.coefficients(weights, directions, neurons, tokens)
             base = block.base(tokens, carried)
-            effects = exact(base, u, found, block.batch.effects)
+            parts = {}
+            if by_entry is not None:
+                values, left = series(base, fan, by_entry, found, fast, batch.tolerance)
+                tally.recomputed += 0 if slow else left
+            else:
+                values = exact(base, fan, found, fast)
+            parts.update(zip(fast, values.unbind(-1)))
+            if slow:
+                parts.update(zip(slow, exact(base, fan, found, slow).unbind(-1)))
+                tally.recomputed += len(fan.u) * len(base.raw) if batch.engine == "series" else 0
+            effects = torch.stack([parts[name] for name in batch.effects], -1)
             tally.add(neurons, tokens, effects)
             mask = sampled(neurons, tokens)
             if mask is not None:
                 truth, _ = block.coefficients(weights, directions, neurons, tokens, torch.float64)
-                recheck(base, u, truth, effects, mask, block.batch.effects, tally)
+                recheck(base, fan, truth, effects, mask, batch.effects, tally)
 
 
 def draw(batch, device):
@@ -171,12 +192,12 @@ def draw(batch, device):
     return mask
 
 
-def recheck(base, u, coefficients, effects, mask, names, tally):
+def recheck(base, fan, coefficients, effects, mask, names, tally):
     """Recompute the pairs of a mask (n, T) in float64 and note how far the effects were off."""
     for token in mask.any(0).nonzero()[:, 0].tolist():
         some = mask[:, token].nonzero()[:, 0]
         pairs = {name: c.at(some, token) for name, c in coefficients.items()}
-        truth = exact_token(base, u, token, pairs, names, some, torch.float64)
+        truth = exact_token(base, fan, token, pairs, names, some, torch.float64)
         tally.check(effects[some, token], truth)
 
 

@@ -1,0 +1,131 @@
+"""The engine ``series`` against brute force in float64: it may not be off by its tolerance."""
+
+import itertools
+
+import pytest
+import torch
+from effects_case import measure, truth
+from effects_oracle import LastLayer
+
+NAMES = ("loss_total", "loss_direct", "entropy_total", "entropy_direct")
+LAYERS = list(itertools.product((False, True), (False, True), (False, True), (1.0, 0.6)))
+FLOAT32 = 5e-6  # what rounding may add
+
+
+def layer_of(centred, bias, post, scale, **options):
+    return LastLayer(
+        centred=centred, norm_bias=bias, head_bias=bias, post=post, scale=scale,
+        multiplier=0.8 if not post else 1.0, vocabulary=5000, **options,
+    )  # fmt: skip
+
+
+NEURONS = torch.arange(24)
+
+
+def values(size):
+    """Ablation values, from no change to a large one."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(24, generator=generator) * size
+
+
+@pytest.mark.parametrize(("centred", "bias", "post", "scale"), LAYERS)
+def test_is_within_its_tolerance(centred, bias, post, scale):
+    layer = layer_of(centred, bias, post, scale)
+    layer.down.weight.data.mul_(0.05)  # so that every stage has its share
+    options = {"neurons": NEURONS, "values": values(1.0)}
+    out = measure(layer, "series", NAMES, tolerance=1e-5, **options)
+    expected = truth(layer, NAMES, **options)
+    torch.testing.assert_close(
+        out["effects"].double(), expected, atol=1e-5 + FLOAT32, rtol=0, equal_nan=True
+    )
+    assert 0 < out["recomputed"] < out["pairs"]
+
+
+@pytest.mark.parametrize("size", [0.01, 1.0, 30.0])
+def test_large_and_small_ablations(size):
+    layer = layer_of(False, False, False, 1.0, sharpness=2.0)
+    layer.down.weight.data.mul_(0.3)
+    options = {"neurons": NEURONS, "values": values(size)}
+    out = measure(layer, "series", NAMES, **options)["effects"].double()
+    torch.testing.assert_close(
+        out, truth(layer, NAMES, **options), atol=2e-5, rtol=1e-6, equal_nan=True
+    )
+
+
+def test_a_looser_tolerance_recomputes_less_and_still_holds():
+    layer = layer_of(False, False, False, 1.0)
+    layer.down.weight.data.mul_(0.05)
+    options = {"neurons": NEURONS, "values": values(1.0)}
+    expected = truth(layer, NAMES, **options)
+    shares = []
+    for tolerance in (1e-6, 1e-4, 1e-2):
+        out = measure(layer, "series", NAMES, tolerance=tolerance, **options)
+        worst = (out["effects"] - expected).abs().nan_to_num().max()
+        assert worst < tolerance + FLOAT32
+        shares.append(float(out["recomputed"]))
+    assert shares[0] > shares[1] > shares[2]
+
+
+@pytest.mark.parametrize("names", [("loss_total",), ("entropy_direct", "loss_total"), NAMES[::-1]])
+def test_any_choice_and_order_of_effects(names):
+    layer = layer_of(True, True, False, 1.0)
+    layer.down.weight.data.mul_(0.1)
+    torch.testing.assert_close(
+        measure(layer, "series", names)["effects"].double(),
+        truth(layer, names), atol=2e-5, rtol=0, equal_nan=True,
+    )  # fmt: skip
+
+
+def test_other_effects_beside_it_are_exact():
+    names = ("rank_total", "loss_total", "top1_total", "loss_frequency_direct")
+    layer = layer_of(False, False, False, 1.0)
+    out = measure(layer, "series", names)
+    torch.testing.assert_close(
+        out["effects"].double(), truth(layer, names), atol=2e-5, rtol=0, equal_nan=True
+    )
+    assert out["recomputed"] == out["pairs"]
+
+
+def test_a_softcap_falls_back_to_exact_and_says_so():
+    layer = layer_of(False, False, True, 1.0, softcap=5.0)
+    out = measure(layer, "series", NAMES)
+    torch.testing.assert_close(
+        out["effects"].double(), truth(layer, NAMES), atol=2e-5, rtol=0, equal_nan=True
+    )
+    assert out["recomputed"] == out["pairs"]
+
+
+def test_neither_memory_nor_threads_change_a_number():
+    layer = layer_of(True, True, True, 1.0)
+    layer.down.weight.data.mul_(0.05)
+    options = {"neurons": NEURONS, "values": values(1.0)}
+    threads = torch.get_num_threads()
+    found = []
+    for memory, count in ((2**28, threads), (2**20, threads), (1, threads), (2**28, 1)):
+        torch.set_num_threads(count)
+        found.append(measure(layer, "series", NAMES, memory=memory, **options)["effects"])
+    torch.set_num_threads(threads)
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other, atol=1e-5, rtol=0, equal_nan=True)
+
+
+def test_what_a_neuron_adds_to_every_logit_costs_no_digits():
+    layer = layer_of(False, False, False, 1.0)
+    layer.down.weight.data.mul_(0.05)
+    layer.head.weight.data += 3 * torch.randn(1, 16)  # a direction shared by the whole vocabulary
+    options = {"neurons": NEURONS, "values": values(5.0)}
+    torch.testing.assert_close(
+        measure(layer, "series", NAMES, **options)["effects"].double(),
+        truth(layer, NAMES, **options), atol=2e-5, rtol=0, equal_nan=True,
+    )  # fmt: skip
+
+
+def test_the_sample_measures_the_error_that_there_is():
+    layer = layer_of(False, False, False, 1.0)
+    layer.down.weight.data.mul_(0.05)
+    options = {"neurons": NEURONS, "values": values(1.0)}
+    out = measure(layer, "series", NAMES, tolerance=1e-2, sample=10**6, **options)
+    error = (out["effects"] - truth(layer, NAMES, **options)).abs().nan_to_num().amax(-1)
+    assert out["sampled"] == error.numel()
+    assert out["error_max"] == pytest.approx(float(error.max()), abs=FLOAT32)
+    assert out["error_sum"] == pytest.approx(float(error.sum()), abs=FLOAT32 * error.numel())
