@@ -1,0 +1,186 @@
+"""Token-frequency neurons against plain transformers, and the counts behind them."""
+
+from __future__ import annotations
+
+import numpy as np
+import plain
+import pytest
+import torch
+import zoo
+
+import confreg
+from confreg import cli, tokens
+from confreg.errors import ConfregError
+from confreg.tokens import counts
+
+LENGTH = 16
+
+
+def run(checkpoint, words, out, architecture="llama", **options):
+    options = {"sequence_length": LENGTH, "max_tokens": 60, "progress": False, **options}
+    return confreg.run(
+        "token_frequency_neurons", model=str(checkpoint(architecture)), text=words, out=out,
+        **options,
+    ).load()  # fmt: skip
+
+
+def direction(words, tokenizer):
+    """p_freq and v over the rows that a token owns, in float64, counted by hand."""
+    found = np.zeros(zoo.ROWS)
+    for document in words:
+        for token in tokenizer(document, add_special_tokens=False)["input_ids"]:
+            found[token] += 1
+    p = (found[: zoo.VOCAB] + 1) / (found[: zoo.VOCAB] + 1).sum()
+    v = np.zeros(zoo.ROWS)
+    v[: zoo.VOCAB] = np.log(p) - np.log(p).mean()
+    return torch.from_numpy(p), torch.from_numpy(v / np.linalg.norm(v))
+
+
+def kl(p, logits):
+    log_q = logits.log_softmax(-1)[..., : zoo.VOCAB]
+    return (p * (p.log() - log_q)).sum(-1)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "olmo2"])
+@pytest.mark.parametrize(("engine", "layer"), [("auto", 2), ("forward", 1)])
+def test_effects_are_the_oracle_s(checkpoint, words, tmp_path, architecture, engine, layer):
+    ds = run(
+        checkpoint, words, tmp_path / "o.zarr", architecture, engine=engine, layer=layer,
+        neurons=f"{layer}:3-5",
+    )  # fmt: skip
+    network, tokenizer = zoo.tiny(architecture)
+    table = tokens.cut(tokens.read(words), tokenizer, LENGTH, 60)
+    p, v = direction(words, tokenizer)
+    judge = plain.Plain(network)
+    for s, sequence in enumerate(table.sequences):
+        ids = torch.from_numpy(sequence)[None]
+        here = ds.isel(token=ds["sequence"].values == s)
+        clean, _ = judge.forward(ids)
+        np.testing.assert_allclose(here["kl_frequency"], kl(p, clean)[0], atol=1e-4)
+        for i, neuron in enumerate((3, 4, 5)):
+            value = float(ds["ablation_value"][i])
+            total = judge.replaced(ids, layer, {neuron: value})
+            frozen = total + ((clean - total) @ v)[..., None] * v
+            truth = {
+                "loss_total": plain.loss(total, ids) - plain.loss(clean, ids),
+                "loss_frequency_direct": plain.loss(frozen, ids) - plain.loss(clean, ids),
+                "entropy_total": plain.entropy(total) - plain.entropy(clean),
+                "kl_frequency_total": kl(p, total) - kl(p, clean),
+                "kl_frequency_frequency_direct": kl(p, frozen) - kl(p, clean),
+            }
+            assert list(truth) == ds["effect"].values.tolist()
+            for name, expected in truth.items():
+                found = here["effects"].isel(neuron=i).sel(effect=name)
+                np.testing.assert_allclose(found, expected[0], atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma"])
+def test_cosines_of_every_layer(checkpoint, words, tmp_path, architecture):
+    ds = run(checkpoint, words, tmp_path / "o.zarr", architecture, all_layers=True)
+    network, tokenizer = zoo.tiny(architecture)
+    judge = plain.Plain(network)
+    _, v = direction(words, tokenizer)
+    norm = judge.network.get_submodule(judge.norm).weight.detach()
+    gain = norm + 1 if architecture == "gemma" else norm
+    head = judge.network.get_output_embeddings().weight.detach()
+    for layer in range(3):
+        down = judge.network.get_submodule(judge.down.format(layer)).weight.detach()
+        w = down if architecture == "gpt2" else down.T  # (width, d)
+        if architecture == "gpt2":
+            w = w - w.mean(-1, keepdim=True)
+        u = (w * gain) @ head.T
+        expected = u @ v / u[:, : zoo.VOCAB].norm(dim=-1)
+        np.testing.assert_allclose(ds["frequency_cosine_all"][layer], expected, atol=1e-5)
+    np.testing.assert_array_equal(ds["frequency_cosine"], ds["frequency_cosine_all"][2])
+
+
+def test_padding_rows_take_no_part(checkpoint, words, tmp_path):
+    """Counts at rows that no token owns change nothing: not p_freq, not v, not the cosines."""
+    plain_counts = counts.count(tokens.read(words), zoo.tokenizer(), zoo.ROWS).values
+    found = []
+    for name, extra in (("a", 0), ("b", 10**6)):
+        values = plain_counts.copy()
+        values[zoo.VOCAB :] += extra
+        np.save(tmp_path / f"{name}.npy", values)
+        at = str(tmp_path / f"{name}.npy")
+        found.append(run(checkpoint, words, tmp_path / f"{name}.zarr", counts=at, neurons="2:0-4"))
+    for name in ("effects", "kl_frequency", "frequency_cosine"):
+        np.testing.assert_array_equal(found[0][name], found[1][name])
+
+
+def test_the_share_is_a_ratio_of_means_over_kept_tokens(checkpoint, words, tmp_path):
+    ds = run(checkpoint, words, tmp_path / "o.zarr", neurons="2:0-4")
+    kept = abs(ds["effects"].isel(token=ds["keep"].values)).mean("token")
+    te, de = kept.sel(effect="loss_total"), kept.sel(effect="loss_frequency_direct")
+    np.testing.assert_allclose(ds["mediated"], 1 - de / te, atol=1e-5)
+    assert ds.attrs["mediated_direct"] == "loss_frequency_direct"
+    assert ds.attrs["counts_tokens"] == sum(len(d.split()) for d in words)
+    assert "coarse" in ds.attrs["counts_warning"]
+
+
+def test_other_counts_are_another_configuration(checkpoint, words, tmp_path):
+    out = tmp_path / "o.zarr"
+    run(checkpoint, words, out, neurons="2:0")
+    np.save(tmp_path / "c.npy", np.arange(zoo.ROWS))
+    with pytest.raises(ConfregError, match="counts_sha256"):
+        run(checkpoint, words, out, neurons="2:0", counts=str(tmp_path / "c.npy"))
+
+
+def test_the_command_counts_what_the_recipe_reads(checkpoint, words, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(words))
+    for suffix in ("npy", "csv"):
+        out = tmp_path / f"counts.{suffix}"
+        cli.main(["counts", str(text), "-o", str(out), "--model", str(checkpoint("llama"))])
+        assert "coarse" in capsys.readouterr().err
+        found = counts.load(out, zoo.ROWS).values
+        # The tiny tokenizer has no w0 and w1: it reads them as w2.
+        ids = [max(int(word[1:]), 2) for word in text.read_text().split()]
+        expected = np.bincount(ids, minlength=zoo.ROWS)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_text_is_counted_once_while_it_is_unchanged(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    text = tmp_path / "text.txt"
+    text.write_text("w5 w5 w7")
+    corpus, tokenizer = tokens.read(["w9"]), zoo.tokenizer()
+    first = counts.read(str(text), corpus, tokenizer, zoo.ROWS)
+    monkeypatch.setattr(counts, "count", None)
+    again = counts.read(str(text), corpus, tokenizer, zoo.ROWS)
+    np.testing.assert_array_equal(first.values, again.values)
+    assert (first.values[5], first.values[7], first.total) == (2, 1, 3)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    text.write_text("w5 w8 w8 w8")
+    assert counts.read(str(text), corpus, tokenizer, zoo.ROWS).values[8] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("long.csv", "token_id,count\n500,3\n", "another tokenizer"),
+        ("words.csv", "token_id,count\nthe,3\n", "Line 2"),
+        ("empty.csv", "token_id,count\n", "not all 0"),
+        ("absent.npy", None, "cannot be read"),
+        ("noise.npy", "not numpy", "cannot be read"),
+    ],
+)
+def test_wrong_counts_are_refused(tmp_path, name, content, said):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ConfregError, match=said):
+        counts.load(tmp_path / name, zoo.ROWS)
+
+
+@pytest.mark.parametrize("values", [[-1, 2], [0.5, 1], [[1, 2]], [0, 0], [float("nan"), 1]])
+def test_arrays_that_are_no_counts_are_refused(tmp_path, values):
+    np.save(tmp_path / "c.npy", np.array(values))
+    with pytest.raises(ConfregError, match="whole numbers"):
+        counts.load(tmp_path / "c.npy", zoo.ROWS)
+
+
+def test_counting_stops_where_it_is_told(words):
+    found = counts.count(tokens.read(words), zoo.tokenizer(), zoo.ROWS, max_tokens=30)
+    assert 30 <= found.total < 30 + 40
+    assert "first" in found.source
