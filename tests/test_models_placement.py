@@ -21,23 +21,15 @@ def outer_bytes(described: models.Description) -> int:
     return described.bytes - 3 * layer_bytes(described)
 
 
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    made = {}
-
-    def get(architecture, **overrides):
-        key = (architecture, str(overrides))
-        if key not in made:
-            folder = tmp_path_factory.mktemp(architecture)
-            made[key] = str(zoo.save(architecture, folder, **overrides))
-        return made[key]
-
-    return get
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """A checkpoint in bfloat16."""
+    return str(zoo.save("llama", tmp_path_factory.mktemp("half"), dtype=torch.bfloat16))
 
 
 @pytest.fixture
 def llama(checkpoint):
-    return models.describe(checkpoint("llama"))
+    return models.describe(str(checkpoint("llama")))
 
 
 def all_layers_on_disk(described):
@@ -46,7 +38,7 @@ def all_layers_on_disk(described):
 
 @pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
 def test_offloaded_equals_in_memory(checkpoint, architecture):
-    folder = checkpoint(architecture)
+    folder = str(checkpoint(architecture))
     offloaded = models.load(folder, all_layers_on_disk(models.describe(folder)))
     inside = models.load(folder)
     ids, values = zoo.tokens(), torch.linspace(-1, 1, 7)
@@ -107,17 +99,16 @@ def test_memory_of_a_device_that_is_not_there_is_refused(llama):
         Placement(device_map="auto", max_memory={"7": 1}).plan(llama)
 
 
-def test_a_checkpoint_held_wider_is_read_as_narrow_as_it_is(checkpoint):
-    described = models.describe(checkpoint("llama", dtype=torch.bfloat16), dtype="float32")
+def test_a_checkpoint_held_wider_is_read_as_narrow_as_it_is(half):
+    described = models.describe(half, dtype="float32")
     layout = all_layers_on_disk(described).plan(described)
     assert layout.read_per_pass == 3 * layer_bytes(described) // 2
 
 
-def test_bfloat16_on_disk_computes_in_float32(checkpoint):
-    folder = checkpoint("llama", dtype=torch.bfloat16)
-    described = models.describe(folder, dtype="float32")
-    offloaded = models.load(folder, all_layers_on_disk(described), dtype="float32")
-    inside = models.load(folder, dtype="float32")
+def test_bfloat16_on_disk_computes_in_float32(half):
+    described = models.describe(half, dtype="float32")
+    offloaded = models.load(half, all_layers_on_disk(described), dtype="float32")
+    inside = models.load(half, dtype="float32")
     with offloaded.trace(zoo.tokens()):
         mine = offloaded.unembedding.output.save()
     assert mine.dtype == torch.float32

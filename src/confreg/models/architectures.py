@@ -245,6 +245,25 @@ _TRAITS: dict[str, tuple[str, ...]] = {
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
+def table() -> list[dict[str, str]]:
+    """Every architecture that can be measured and what the tests verify of it, as rows.
+
+    Each is held, with every parameter random, against an oracle of plain transformers and
+    hooks, on every neuron, token and effect, and with its layers on disk against itself in
+    memory.
+    """
+    return [
+        {
+            "architecture": row.model_type,
+            "models": row.title,
+            "built of": row.traits(),
+            "engines verified": "forward, exact, series",
+            "offloaded": "equal",
+        }
+        for row in ARCHITECTURES.values()
+    ]
+
+
 def find(config: Any, name: str) -> Architecture:
     """Return the row of a model's architecture.
 
@@ -273,9 +292,8 @@ def find(config: Any, name: str) -> Architecture:
 def _unknown(config: Any, kind: str, name: str) -> str:
     # A nested configuration says what the outer one wraps, and whether that has experts.
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    if "moe" in kind or any(
-        (getattr(part, key, 0) or 0) > 1 for part in (config, text) for key in _EXPERTS
-    ):
+    parts = (config, text, getattr(config, "ffn_config", None))
+    if "moe" in kind or any((getattr(part, key, 0) or 0) > 1 for part in parts for key in _EXPERTS):
         return (
             f"{name} is a mixture-of-experts model ({kind}): its neurons are chosen per token by "
             "a router, which confreg does not handle. Use a dense model."

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from confreg.errors import ConfregError
@@ -75,6 +77,7 @@ def load(
         profile.check_quantization()
     source = locate(name, revision)
     computed = dtype or (profile.dtype if profile is not None else None)
+    computed = computed and _check_dtype(computed)
     held = (profile.quantization if profile is not None else None) or computed
     described = _describe(source, held)
     if not weights:
@@ -97,25 +100,24 @@ def load(
 def _describe(source: Source, dtype: str | None) -> Description:
     from transformers import AutoConfig
 
+    from confreg.models import architectures
+
     if dtype is not None:
         dtype = _check_dtype(dtype)
     with quiet(), _named(source, "configuration"):
         config = AutoConfig.from_pretrained(source.path, **source.keywords())
     # The architecture is checked before anything else of the model is fetched.
-    from confreg.models import architectures
-
     row = architectures.find(config, source.name)
     if source.gguf and dtype is None:
         dtype = "float32"  # what transformers dequantises to
-    described = describe_config(
+    return describe_config(
         config,
         _tokenizer(source),
         source.name,
-        source.revision or getattr(config, "_commit_hash", None),
+        source.revision if source.local else _commit(source),
         dtype,
         _sizes(config, row),
     )
-    return described
 
 
 def _read(
@@ -132,6 +134,15 @@ def _read(
         words |= profile.keywords(described, source)
     with quiet(), _named(source, "weights"):
         return AutoModelForCausalLM.from_pretrained(source.path, **resolve_load_kwargs(words))
+
+
+def _commit(source: Source) -> str | None:
+    """Return the commit that a Hub id's revision stands for, from the path of its cached file."""
+    from transformers.utils.hub import cached_file
+
+    file = cached_file(source.path, "config.json", revision=source.revision)
+    commit = re.search(r"snapshots/([0-9a-f]{40})/", Path(file or "").as_posix())
+    return commit[1] if commit else source.revision
 
 
 def _tokenizer(source: Source) -> Any:
@@ -151,6 +162,8 @@ def _named(source: Source, part: str) -> Iterator[None]:
 
 
 def _sentence(source: Source, part: str, error: BaseException) -> str:
+    from huggingface_hub import constants
+
     kinds = set()
     cause: BaseException | None = error
     while cause is not None:
@@ -172,7 +185,7 @@ def _sentence(source: Source, part: str, error: BaseException) -> str:
             f"There is no model {name!r}: it is no folder here, and the Hugging Face Hub has no "
             "such id (or it is private: log in with `hf auth login`)."
         )
-    if "OfflineModeIsEnabled" in kinds:
+    if constants.HF_HUB_OFFLINE:
         return (
             f"{name} is not in the local Hugging Face cache, and HF_HUB_OFFLINE forbids asking "
             "the Hub. Unset it, or name a local folder."

