@@ -10,8 +10,12 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import pytest
 
 _CHUNK = 1 << 20
 
@@ -41,6 +45,22 @@ class Hub:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    @contextmanager
+    def adopted(self, cache: Path) -> Iterator[None]:
+        """Let this process take it for the Hub, with a cache of its own.
+
+        What HF_ENDPOINT and HF_HUB_CACHE do, read when huggingface_hub is imported.
+        """
+        from huggingface_hub import constants, hf_api
+
+        template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(constants, "ENDPOINT", self.url)
+            patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+            patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+            patch.setattr(hf_api.api, "endpoint", self.url)
+            yield
 
     def files(self, repository: str) -> dict[str, Path] | None:
         """Path in the repository to path on disk, or None where there is no such repository."""

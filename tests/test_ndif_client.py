@@ -133,7 +133,7 @@ def test_a_result_over_the_limit_is_not_loaded(fake, connect):
 def test_an_unknown_model_is_a_sentence(fake, connect):
     reason = "Could not deploy this model: Repository Not Found for url ..."
     fake.poll = lambda job, n: (200, status("ERROR", reason))
-    with pytest.raises(ConfregError, match="cannot deploy .*Repository Not Found"):
+    with pytest.raises(ConfregError, match=r"cannot deploy .*Repository Not Found"):
         connect().run("u", body)
     assert fake.submitted == 1
 
@@ -154,7 +154,7 @@ def test_a_server_that_is_away_for_a_moment_loses_nothing(fake, connect):
 
 def test_attempts_are_counted(fake, connect):
     fake.submit = lambda n, headers: (503, {"detail": "compute backend is reconnecting"})
-    with pytest.raises(ConfregError, match="reconnecting.*Tried 3 times"):
+    with pytest.raises(ConfregError, match=r"reconnecting.*Tried 3 times"):
         connect().run("u", body)
     assert fake.submitted == 3
 
@@ -205,7 +205,7 @@ def test_a_wrong_key_is_said_and_not_shown(fake, connect, monkeypatch):
 
 
 def test_an_untrusted_host_is_refused_before_anything_is_sent(fake, connect):
-    with pytest.raises(ConfregError, match="pickles.*trusted = true"):
+    with pytest.raises(ConfregError, match=r"pickles.*trusted = true"):
         connect(trusted=False)
     assert fake.submitted == 0
 

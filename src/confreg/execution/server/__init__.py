@@ -208,18 +208,16 @@ def _supervise(folder: Path) -> None:
 
 
 def _wait_for_end(state: Mapping[str, Any], patience: float = 60) -> None:
-    deadline = time.monotonic() + patience
-    while processes.same(state["supervisor"], state["started"]):
-        if time.monotonic() > deadline:
-            raise ConfregError(f"The server's supervisor ({state['supervisor']}) does not end.")
-        _collect(state["supervisor"])
-        time.sleep(0.1)
+    import psutil
 
-
-def _collect(pid: int) -> None:
-    """Reap the supervisor where it is a child of this very process."""
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+    try:  # also reaps it, where it is a child of this very process
+        psutil.Process(state["supervisor"]).wait(patience)
+    except psutil.NoSuchProcess:
+        pass
+    except psutil.TimeoutExpired:
+        raise ConfregError(
+            f"The server's supervisor ({state['supervisor']}) does not end."
+        ) from None
 
 
 def _end_leftovers(folder: Path) -> None:

@@ -92,7 +92,9 @@ class Settings:
             f'host = "{self.url}"\n'
             f'dtype = "{self.dtype}"\n'
             "trusted = true\n"
+            "retries = 6\n"
             "poll = 0.2\n"
+            'memory = "1GB"\n'
         )
 
     @property

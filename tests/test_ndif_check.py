@@ -1,0 +1,110 @@
+"""What is looked at before a job is paid for."""
+
+from __future__ import annotations
+
+import pytest
+from fake_ndif import KEY, FakeNdif
+
+import confreg
+from confreg.errors import ConfregError
+from confreg.execution import ndif, ndif_http
+from confreg.execution.profiles import NdifProfile
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    from nnsight.schema.config import CONFIG
+
+    monkeypatch.setattr(CONFIG.API, "APIKEY", None)
+    with FakeNdif() as server:
+        yield server
+
+
+def profile(fake: FakeNdif, **settings) -> NdifProfile:
+    settings = {"host": fake.url, "trusted": True, "dtype": "float32", **settings}
+    return NdifProfile(kind="ndif", name="test", **settings)
+
+
+def look(profile: NdifProfile, model: str) -> dict[str, tuple[bool, str]]:
+    return {c.name: (c.ok, c.sentence) for c in ndif.check(profile, model)}
+
+
+@pytest.fixture
+def model(checkpoint) -> str:
+    return str(checkpoint("llama"))
+
+
+def deploy(fake: FakeNdif, model: str, **more) -> None:
+    known = {"repo_id": model, "revision": None, "application_state": "RUNNING"}
+    fake.deployments = {
+        "a": {**known, "dtype": "float32", "model_key": ndif.model_key(model), **more}
+    }
+
+
+def test_all_is_well(fake, model):
+    deploy(fake, model)
+    found = look(profile(fake), model)
+    assert all(ok for ok, _ in found.values()), found
+    assert found[model] == (True, "runs there in float32, on 1 replica")
+    assert {"server", "key", "nnsight", "torch", "transformers", "python"} <= found.keys()
+
+
+def test_a_model_that_is_not_deployed_can_be(fake, model):
+    ok, sentence = look(profile(fake), model)[model]
+    assert ok
+    assert "deploys it" in sentence
+
+
+def test_another_dtype(fake, model):
+    deploy(fake, model, dtype="bfloat16")
+    ok, sentence = look(profile(fake), model)[model]
+    assert not ok
+    assert "bfloat16" in sentence
+    assert "float32" in sentence
+
+
+@pytest.mark.parametrize(
+    ("package", "there", "ok"),
+    [
+        ("nnsight", "0.8.9", True),
+        ("nnsight", "0.7.3", False),
+        ("transformers", "4.57.1", False),
+        ("torch", "2.99.0+cu128", True),
+    ],
+)
+def test_versions_and_what_a_difference_means(fake, model, package, there, ok):
+    fake.env["packages"][package] = there
+    found = look(profile(fake), model)[package]
+    assert found[0] == ok
+    assert there in found[1]
+    assert "may" in found[1]
+
+
+def test_a_key_that_nobody_knows(fake, model, monkeypatch):
+    from nnsight.schema.config import CONFIG
+
+    monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
+    monkeypatch.setattr("confreg.execution.ndif_check.is_loopback", lambda host: False)
+    ok, sentence = look(profile(fake), model)["key"]
+    assert not ok
+    assert KEY not in sentence
+    fake.email = "someone@example.org"
+    assert look(profile(fake), model)["key"] == (True, "accepted, as someone@example.org")
+
+
+def test_nobody_there(fake, model, monkeypatch):
+    monkeypatch.setattr(ndif_http, "_ANSWER", 0.2)
+    gone = profile(fake, host="http://127.0.0.1:9")
+    ok, sentence = look(gone, model)["server"]
+    assert not ok
+    assert "cannot be reached" in sentence
+
+
+def test_a_run_checks_before_it_submits(fake, model, words, tmp_path):
+    fake.env["packages"]["nnsight"] = "0.7.0"
+    with pytest.raises(ConfregError, match=r"nnsight: .*0\.7\.0 there: the request may not"):
+        confreg.run(
+            "entropy_neurons", model=model, text=words, profile=profile(fake), dtype="float32",
+            sequence_length=16, max_tokens=64, out=tmp_path / "run.zarr", progress=False,
+        )  # fmt: skip
+    assert fake.submitted == 0

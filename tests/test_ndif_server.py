@@ -1,0 +1,346 @@
+"""A real NDIF server on loopback: the same recipe, the same numbers, and every fault.
+
+One server for all of them: SmolLM2-135M and tiny random models, from a loopback Hub.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import xarray as xr
+import zoo
+import zstandard
+from conftest import EVERYTHING, need
+from hub import Hub
+
+import confreg
+from confreg.errors import ConfregError
+from confreg.execution import doctor, ndif, profiles, server
+from confreg.execution.journal import Journal
+from confreg.execution.remote import journal_path
+from confreg.models import embedded
+
+pytestmark = [pytest.mark.remote, pytest.mark.slow]
+
+TEXT = [" ".join(f"w{(7 * k + 3 * i) % 90 + 2}" for i in range(40)) for k in range(6)]
+SIZE = {"text": TEXT, "sequence_length": 16, "max_tokens": 64, "dtype": "float32"}
+
+# A user's own recipe: one trace, and a helper module beside it.
+RECIPE = '''
+"""Entropy neurons, in no hurry."""
+
+import kitchen
+
+from confreg import Effect, effects, recipe
+
+EFFECTS = [Effect("loss_total", "loss"), Effect("loss_direct", "loss, norm frozen")]
+
+
+@recipe(effects=EFFECTS, statistics=False)
+def slowly(model, batch, *, layer: int = -1, ablation: float | str = "mean", seconds: float = 1.0):
+    down_proj, final_norm = model.down_proj(batch.layer), model.final_norm
+    unembedding, post_norm = model.unembedding, model.post_norm(batch.layer)
+    readout_spec, write_spec = model.readout, model.write_spec
+
+    with model.trace(batch.inputs):
+        kitchen.rest(seconds)
+        activation = down_proj.input
+        residual = final_norm.input
+        logits = unembedding.output
+        readout = effects.read_readout(final_norm, unembedding, residual, **readout_spec)
+        write = effects.Write(down_proj, post_norm=post_norm, post_input=residual, **write_spec)
+        block = effects.measure(batch, readout, write, activation, residual, logits).save()
+
+    return block
+'''
+KITCHEN = """
+import time
+
+
+def rest(seconds):
+    for _ in range(int(seconds * 20)):
+        time.sleep(0.05)
+"""
+
+
+class Lab:
+    """A server, the Hub it loads from, and the profile that reaches it."""
+
+    def __init__(self, status: server.Status, hub: Hub, folder: Path):
+        self.status, self.hub, self.folder = status, hub, folder
+        self.profile = str(status.profile)
+
+    def run(self, model: str, out: Path, recipe: str = "entropy_neurons", **options) -> xr.Dataset:
+        options = {**SIZE, "profile": self.profile, "progress": False, **options}
+        return confreg.run(recipe, model=model, out=out, **options).load()
+
+    def parts(self) -> dict[str, int]:
+        return dict(server.status(self.folder).parts or {})
+
+    def actors(self, model: str) -> list[psutil.Process]:
+        """Processes that hold a model and run blocks."""
+        supervisor = psutil.Process(self.status.supervisor)
+        named = [p for p in supervisor.children(recursive=True) if "Actor" in " ".join(p.cmdline())]
+        return [p for p in named if "Controller" not in " ".join(p.cmdline())]
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """Bring the server up once."""
+    need("redis-server")
+    try:
+        server.environment.find_python()
+    except ConfregError as error:
+        (pytest.fail if EVERYTHING else pytest.skip)(str(error))
+    root, folder = tmp_path_factory.mktemp("hub"), tmp_path_factory.mktemp("ndif")
+    for architecture in ("gpt2", "llama"):
+        zoo.save(architecture, root / "lab" / f"tiny-{architecture}")
+    shutil.copytree(embedded.ensure("smollm2-135m"), root / "lab" / "smollm2-135m")
+    names = ["lab/tiny-llama", "lab/tiny-gpt2", "lab/smollm2-135m"]
+    with pytest.MonkeyPatch.context() as patch, Hub(root) as hub:
+        patch.setenv("CONFREG_PROFILES", str(folder / "profiles"))
+        with hub.adopted(folder / "client-hub"):
+            status = server.up(names, device="cpu", hub=hub.url, folder=folder, owner=os.getpid())
+            supervisor = psutil.Process(status.supervisor)
+            everything = supervisor.children(recursive=True)
+            try:
+                yield Lab(status, hub, folder)
+            finally:
+                everything += supervisor.children(recursive=True)
+                server.down(folder)
+    # Nothing that the server ever started is left, nor the profile that led to it.
+    assert not [p for p in {*everything, supervisor} if p.is_running()]
+    assert not status.profile.exists()
+
+
+@pytest.fixture
+def recipe(tmp_path) -> str:
+    (tmp_path / "slowly.py").write_text(RECIPE)
+    (tmp_path / "kitchen.py").write_text(KITCHEN)
+    yield str(tmp_path / "slowly.py")
+    sys.modules.pop("kitchen", None)
+    sys.modules.pop("slowly", None)
+    sys.path.remove(str(tmp_path))
+
+
+@pytest.fixture(scope="session")
+def local(lab, tmp_path_factory):
+    """``local(model, **options)``: the same run in this process."""
+    made: dict[str, xr.Dataset] = {}
+
+    def get(model: str, **options) -> xr.Dataset:
+        key = json.dumps([model, options], default=str)
+        if key not in made:
+            out = tmp_path_factory.mktemp("local") / "local.zarr"
+            made[key] = lab.run(model, out, profile="memory", **options)
+        return made[key]
+
+    return get
+
+
+def assert_equal(remote: xr.Dataset, local: xr.Dataset, atol: float = 1e-5) -> None:
+    """Every variable and coordinate that a local run has, within ``atol`` nats."""
+    assert set(local.variables) == {n for n in remote.variables if not str(n).startswith("job_")}
+    for name in local.variables:
+        mine, theirs = remote[name].values, local[name].values
+        if mine.dtype.kind == "f":
+            np.testing.assert_allclose(mine, theirs, atol=atol, rtol=1e-5, err_msg=str(name))
+        else:
+            np.testing.assert_array_equal(mine, theirs, err_msg=str(name))
+
+
+@pytest.mark.parametrize("sandbox", [False, True], ids=["trusted", "sandboxed"])
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("lab/tiny-gpt2", {"effects": ["all"], "engine": "exact"}),
+        ("lab/tiny-llama", {}),
+        ("lab/smollm2-135m", {"text": None, "neurons": "29:0-15", "max_tokens": 32}),
+    ],
+)
+def test_remote_equals_local(lab, local, tmp_path, model, options, sandbox):
+    out = tmp_path / "run.zarr"
+    ds = lab.run(model, out, overrides={"sandbox": sandbox}, **options)
+    assert_equal(ds, local(model, **options))
+    assert ds.attrs["dtype"] == "float32"
+    assert ds.attrs["host"] == lab.status.url.removeprefix("http://")
+    # Small wires.
+    tokens = 8 * int(options.get("max_tokens", SIZE["max_tokens"]))
+    assert ds["job_bytes_up"].max() < 100_000 + tokens
+    cube = zstandard.ZstdCompressor(level=3).compress(ds["effects"].values.tobytes())
+    rest = sum(ds[n].nbytes for n in ds.variables if n not in ("effects", "job_id"))
+    assert ds["job_bytes_down"].sum() < 1.1 * len(cube) + rest
+    assert (ds["job_seconds"] > 0).all()
+
+
+def test_an_earlier_layer_by_real_interventions(lab, local, tmp_path):
+    options = {"neurons": "1:0-5", "effects": ["all"]}
+    ds = lab.run("lab/tiny-llama", tmp_path / "run.zarr", **options)
+    assert ds.attrs["engine"] == "forward"
+    assert_equal(ds, local("lab/tiny-llama", **options))
+
+
+def test_reductions_only(lab, local, tmp_path):
+    ds = lab.run("lab/tiny-gpt2", tmp_path / "run.zarr", reduce="token")
+    assert "effects" not in ds
+    assert_equal(ds, local("lab/tiny-gpt2", reduce="token"))
+    assert ds["job_bytes_down"].max() < 48 * 4 * 8 * 2 + 64 * 40 + 8000
+
+
+def test_several_jobs_in_flight_and_a_websocket(lab, local, tmp_path):
+    options = {"memory": 120_000}  # four units
+    whole = local("lab/tiny-llama", **options)
+    for overrides in ({"jobs_in_flight": 4}, {"blocking": True, "jobs_in_flight": 2}):
+        out = tmp_path / f"{len(overrides)}.zarr"
+        ds = lab.run("lab/tiny-llama", out, overrides=overrides, **options)
+        assert ds.sizes["job"] > 4
+        assert_equal(ds, whole)
+
+
+def test_doctor_is_green(lab):
+    checks = doctor.check(lab.profile, {}, "lab/tiny-llama")
+    assert all(check.ok for check in checks), [c for c in checks if not c.ok]
+    said = {check.name: check.sentence for check in checks}
+    assert "runs there in float32" in said["lab/tiny-llama"]
+    assert "0.8.0 there" in said["nnsight"]
+
+
+def test_a_result_over_the_limit_is_split(lab, local, tmp_path):
+    # Half of the cube, and not the whole.
+    limit = 12_000
+    ds = lab.run("lab/tiny-llama", tmp_path / "run.zarr", overrides={"max_result": limit})
+    assert ds.sizes["job"] > 2
+    assert ds["job_bytes_down"].max() <= limit
+    assert_equal(ds, local("lab/tiny-llama"))
+
+
+def test_a_model_that_is_not_there(lab, tmp_path, checkpoint):
+    loaded = confreg.models.load("lab/tiny-llama", weights=False)
+    profile = profiles.load(lab.profile)
+    with ndif.Client(profile, loaded, tmp_path / "j.jsonl") as client:
+        client.identity = ndif.model_key("lab/nothing")
+        with pytest.raises(ConfregError, match="cannot deploy"):
+            client.run("u", lambda: b"request")
+        assert client.journal.submissions() == 1
+
+
+def test_a_recipe_of_ones_own_with_a_helper_module(lab, local, tmp_path, recipe):
+    options = {"recipe": recipe, "seconds": 0.1}
+    ds = lab.run("lab/tiny-llama", tmp_path / "run.zarr", **options)
+    whole = local("lab/tiny-llama", engine="auto")
+    np.testing.assert_allclose(ds["te"], whole["te"], atol=1e-6)
+
+
+def start(lab: Lab, recipe: str, out: Path, *more: str) -> subprocess.Popen[str]:
+    """The same run in a process of its own, four slow units, two in flight."""
+    text = out.with_suffix(".txt")
+    text.write_text("\n".join(TEXT))
+    command = [
+        *(sys.executable, "-m", "confreg.cli", "run", recipe, "--model", "lab/tiny-llama"),
+        *("--text", str(text), "--out", str(out), "--profile", lab.profile, "--dtype", "float32"),
+        *("--sequence-length", "16", "--max-tokens", "64", "--memory", "120000", "--quiet"),
+        *("-P", "jobs_in_flight=2", *more),
+    ]
+    environment = os.environ | {
+        "HF_ENDPOINT": lab.hub.url,
+        "HF_HOME": str(lab.folder / "client-home"),
+    }
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition: Callable[[], object], patience: float = 90.0) -> None:
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def effect_jobs(out: Path) -> list[str]:
+    """Jobs of units of effects that the journal knows."""
+    lines = journal_path(out).read_text().splitlines() if journal_path(out).exists() else []
+    records = [json.loads(line) for line in lines if line.endswith("}")]
+    submitted = [r for r in records if r["event"] == "submitted"]
+    return [r["job"] for r in submitted if ":values" not in r["key"]]
+
+
+def test_a_killed_client_collects_what_it_paid_for(lab, tmp_path, recipe):
+    out = tmp_path / "run.zarr"
+    process = start(lab, recipe, out)
+    try:
+        wait_for(lambda: len(effect_jobs(out)) == 2)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    killed = effect_jobs(out)
+    # In the meantime the server finishes both.
+    client = ndif.Server(profiles.load(lab.profile), None)
+    deadline = ndif.Deadline(60)
+    for job in killed:
+        wait_for(
+            lambda job=job: (client.response(job, deadline) or {}).get("status") == "COMPLETED"
+        )
+    resumed = start(lab, recipe, out)
+    assert resumed.communicate(timeout=120)[1] == ""
+    assert resumed.returncode == 0
+    # Four jobs for four units: the two that were under way were not paid for again.
+    assert effect_jobs(out)[:2] == killed
+    assert len(effect_jobs(out)) == 4
+    resumed_data = confreg.open(out).load()
+    assert set(killed) < set(resumed_data["job_id"].values)
+
+    shutil.rmtree(out)
+    journal_path(out).unlink()
+    whole = start(lab, recipe, out)
+    assert whole.communicate(timeout=120)[1] == ""
+    undisturbed = confreg.open(out).load()
+    jobs = [n for n in undisturbed.variables if str(n).startswith("job_")]
+    xr.testing.assert_identical(resumed_data.drop_vars(jobs), undisturbed.drop_vars(jobs))
+
+
+@pytest.mark.parametrize("fault", ["actor", "api", "redis"])
+def test_a_part_of_the_server_is_killed_during_a_job(lab, local, tmp_path, recipe, fault):
+    out = tmp_path / "run.zarr"
+    found: list[xr.Dataset] = []
+    options = {"recipe": recipe, "seconds": 2.0}
+    runner = threading.Thread(
+        target=lambda: found.append(lab.run("lab/tiny-llama", out, **options))
+    )
+    runner.start()
+    wait_for(lambda: len(effect_jobs(out)) == 1)
+    time.sleep(0.5)  # the job has left the API's hands
+    if fault == "actor":
+        for actor in lab.actors("lab/tiny-llama"):
+            actor.kill()
+    else:
+        pid = lab.parts()[fault]
+        os.kill(pid, signal.SIGTERM if fault == "api" else signal.SIGKILL)
+        wait_for(lambda: lab.parts()[fault] != pid)  # the supervisor starts it again
+    runner.join(timeout=150)
+    (ds,) = found
+    np.testing.assert_allclose(ds["te"], local("lab/tiny-llama")["te"], atol=1e-6)
+    submissions = Journal(journal_path(out)).submissions()
+    assert submissions >= (2 if fault == "actor" else 1)
+
+
+def test_a_deadline_ends_in_one_sentence_and_a_store_that_resumes(lab, tmp_path, recipe):
+    out = tmp_path / "run.zarr"
+    process = start(lab, recipe, out, "-P", "deadline=0.5", "-P", "retries=0", "-p", "seconds=3")
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 2
+    assert len(said.strip().splitlines()) == 1
+    assert "did not end within the deadline" in said
+    again = start(lab, recipe, out, "-p", "seconds=3")
+    assert again.communicate(timeout=120)[1] == ""
+    assert again.returncode == 0
