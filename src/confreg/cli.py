@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     for add in (_add_run, _add_plan, _add_show, _add_report, _add_netcdf, _add_counts, _add_lists):
         add(commands)
     _add_doctor(commands)
+    _add_ndif(commands)
     return parser
 
 
@@ -257,6 +258,22 @@ def _add_doctor(commands: Any) -> None:
     )
 
 
+def _add_ndif(commands: Any) -> None:
+    parser = _command(
+        commands, "ndif", _ndif, "start, end and look at an NDIF server on this machine",
+        "`up` writes the profile ndif-localhost: confreg run ... --profile ndif-localhost",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("action", choices=("up", "down", "status"))
+    add("--model", dest="models", action="append", default=[], metavar="M",
+        help="deploy it at once, as --model of confreg run (may be repeated)")  # fmt: skip
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add("--dtype", metavar="D", help="of every model (default: float32, on GPUs bfloat16)")
+    add("--no-sandbox", dest="sandbox", action="store_false",
+        help="run every block beside the weights, also where a client asks for the sandbox")  # fmt: skip
+    add("--timeout", type=float, metavar="SECONDS", help="end a request that runs for longer")
+
+
 def _count(text: str) -> int | None:
     return None if text == "all" else int(text)
 
@@ -388,6 +405,23 @@ def _doctor(options: argparse.Namespace) -> None:
     tables.print_checks(checks)
     if not all(check.ok for check in checks):
         sys.exit(2)
+
+
+def _ndif(options: argparse.Namespace) -> None:
+    from confreg.execution import server
+
+    if options.action == "up":
+        server.up(
+            options.models,
+            device=options.device,
+            dtype=options.dtype,
+            sandbox=options.sandbox,
+            timeout=options.timeout,
+        )
+    elif options.action == "down":
+        print("ended" if server.down() else "no server was running")
+        return
+    print(server.status().describe())
 
 
 if __name__ == "__main__":

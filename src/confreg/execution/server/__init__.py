@@ -6,7 +6,6 @@ owns every process and ends them all.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -58,6 +57,23 @@ class Status:
     seconds: Mapping[str, float] | None = None
     exits: Sequence[Any] = ()
     folder: Path | None = None
+
+    def describe(self) -> str:
+        """What a person wants to know of it, in a few lines."""
+        if not self.running:
+            return "no server is running" + (
+                f"; the last one said: {self.error}" * bool(self.error)
+            )
+        lines = [
+            f"{'up' if self.ready else 'starting'} at {self.url} (process {self.supervisor})",
+            f"{self.device}, {self.dtype}, "
+            + ("trusted, and sandboxed on request" if self.sandbox else "trusted"),
+            f"profile: {self.profile and self.profile.stem}    logs: {self.folder}/logs",
+        ]
+        lines += [
+            f"started again: {name}, which exited with {code}" for name, code, _ in self.exits
+        ]
+        return "\n".join(lines)
 
 
 def default_folder() -> Path:
