@@ -270,7 +270,7 @@ def _add_ndif(commands: Any) -> None:
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--dtype", metavar="D", help="of every model (default: float32, on GPUs bfloat16)")
     add("--no-sandbox", dest="sandbox", action="store_false",
-        help="run every block beside the weights, also where a client asks for the sandbox")  # fmt: skip
+        help="run blocks beside the weights even where a client asks not to")  # fmt: skip
     add("--timeout", type=float, metavar="SECONDS", help="end a request that runs for longer")
 
 
