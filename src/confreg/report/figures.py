@@ -100,7 +100,7 @@ def spectrum(ds: xr.Dataset) -> go.Figure:
             xshift=-6,
         )
     figure.update_xaxes(title="component, largest first", range=[0, count * 1.02])
-    figure.update_yaxes(title="singular value", type="log", exponentformat="power")
+    figure.update_yaxes(title="singular value", **_log(values))
     return _styled(figure)
 
 
@@ -192,9 +192,10 @@ def _scatter(
         )
     )
     figure.add_trace(_names(frame, x, y, log_x, log_y))
-    for update, log in ((figure.update_xaxes, log_x), (figure.update_yaxes, log_y)):
-        if log:
-            update(type="log", exponentformat="power", dtick=1)
+    if log_x:
+        figure.update_xaxes(**_log(x))
+    if log_y:
+        figure.update_yaxes(**_log(y))
     return _styled(figure)
 
 
@@ -226,6 +227,21 @@ def _names(
     )
 
 
+def _log(values: np.ndarray) -> dict[str, Any]:
+    """Return a logarithmic axis with ticks at powers of ten, at 1, 2, 5 if those are few."""
+    values = values[np.isfinite(values) & (values > 0)]
+    if not len(values):
+        return {"type": "log"}
+    low, high = np.floor(np.log10([values.min(), values.max()])).astype(int)
+    steps = (1,) if high - low > 2 else (1, 2, 5)
+    ticks = [step * 10.0**power for power in range(low, high + 2) for step in steps]
+    return {"type": "log", "tickvals": ticks, "ticktext": [_tick(tick) for tick in ticks]}
+
+
+def _tick(value: float) -> str:
+    return number(value, 1).removeprefix("1×") if value < 1e-3 else f"{value:g}"
+
+
 def _fraction(values: np.ndarray, log: bool) -> np.ndarray:
     """Return where on its axis each value lies, from 0 to 1."""
     scaled = np.log(values) if log else values
@@ -238,12 +254,13 @@ def _colour(frame: neurons.Table) -> dict[str, Any]:
         "orientation": "h",
         "thickness": 8,
         "len": 0.45,
-        "x": 0.9,
+        "x": 0.85,
         "xanchor": "right",
         "y": 1.0,
         "yanchor": "bottom",
         "outlinewidth": 0,
         "ticklen": 2,
+        "tickangle": 0,
     }
     if frame.layer is not None and len(np.unique(frame.layer)) > 1:
         ends = [int(frame.layer.min()), int(frame.layer.max())]
@@ -255,8 +272,7 @@ def _colour(frame: neurons.Table) -> dict[str, Any]:
             "colorscale": SHARES,
             "cmin": 0,
             "cmax": 1,
-            "colorbar": bar
-            | {"tickvals": [0, 0.5, 1], "ticktext": ["0", "50 %", "100 % mediated"]},
+            "colorbar": bar | {"tickvals": [0, 1], "ticktext": ["0", "100 % mediated"]},
         }
     return {"color": LINE}
 

@@ -215,7 +215,7 @@ def _cell(name: str, value: float, top: float) -> Cell:
         return Cell(number(value), None)
     if name == "mediated":
         return Cell(percent(value), value, 100 * float(np.clip(value, 0, 1)))
-    if name in ("te", "de", "te_mediated") and top > 0:
+    if name == "te" and top > 0:
         return Cell(number(value), value, 100 * max(0.0, value / top))
     return Cell(number(value), value)
 

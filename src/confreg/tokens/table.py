@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class TokenTable:
     corpus, corpus_hash
         The corpus's description; SHA-256 over the token ids and where they were cut.
     tokenizer
-        The tokenizer's name.
+        The tokenizer's name, or its folder's if it is a local one.
     sequence_length
         The length to which sequences were cut.
     """
@@ -211,9 +212,15 @@ def _label(
         text=_texts(tokenizer, token_id),
         corpus=corpus,
         corpus_hash=_hash(token_id, lengths),
-        tokenizer=str(tokenizer.name_or_path or type(tokenizer).__name__),
+        tokenizer=_name(tokenizer),
         sequence_length=length,
     )
+
+
+def _name(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a name that says nothing of this machine's folders, since results travel."""
+    name = str(tokenizer.name_or_path or type(tokenizer).__name__)
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, token_id: np.ndarray) -> np.ndarray:
