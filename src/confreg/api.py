@@ -176,7 +176,7 @@ def plan_request(request: Request, loaded: Model | None = None) -> Plan:
     described: Description = (
         loaded.description
         if loaded is not None
-        else models.describe(request.model, dtype=request.dtype)
+        else models.describe(request.model, dtype=_held(request))
     )
     table = tokens.cut(
         tokens.read(request.text),
@@ -202,6 +202,14 @@ def _counts(request: Request, described: Description) -> Counts | None:
     spec = request.recipe.bind(request.parameters)["counts"]
     size = described.vocab_size
     return tokens.counts.read(spec, tokens.read(request.text), described.tokenizer, size)
+
+
+def _held(request: Request) -> str | None:
+    """What the weights are held as: quantized, or in the dtype that was asked for, if any."""
+    profile = request.profile
+    return (
+        getattr(profile, "quantization", None) or request.dtype or getattr(profile, "dtype", None)
+    )
 
 
 def run_request(

@@ -17,6 +17,7 @@ from confreg.execution import neurons as choosing
 from confreg.execution.ablation import Ablation
 from confreg.execution.neurons import Neurons
 from confreg.execution.profiles import NdifProfile, Profile
+from confreg.models.host import available_memory
 
 if TYPE_CHECKING:
     from confreg.models import Description
@@ -143,7 +144,7 @@ class Plan:
             "parameters": self.parameters,
             "model": self.model.name,
             "revision": self.model.revision or "",
-            "dtype": r.dtype or self.profile.dtype or self.model.dtype,
+            "dtype": self.model.dtype,
             "corpus": self.table.corpus,
             "corpus_sha256": self.table.corpus_hash,
             "counts_sha256": self.counts.sha256 if self.counts else "",
@@ -233,9 +234,8 @@ def _engine(wanted: str, last_layer: bool, effects: Iterable[Effect]) -> str:
 def _memory(profile: Profile) -> int:
     if isinstance(profile, NdifProfile):
         return int(profile.memory)
-    import psutil
-
-    return psutil.virtual_memory().available // 4
+    # Placing a model fills at most 0.6 of it.
+    return available_memory() // 4
 
 
 @dataclass(frozen=True)
