@@ -123,6 +123,8 @@ def environment(settings: Settings) -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Workers are started when an actor needs one, at the priority of everything else.
+        "RAY_prestart_worker_first_driver": "0",
         "RAY_worker_niceness": "0",
         "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
         "RAY_TMPDIR": settings.scratch,
