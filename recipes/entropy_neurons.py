@@ -28,6 +28,17 @@ EFFECTS = [
     Effect("entropy_total", "change of entropy, everything downstream recomputed"),
     Effect("entropy_direct", "change of entropy, final norm's scale frozen"),
     Effect("top1_total", "1 where the most likely token changes", "1", default=False),
+    Effect("divergence_total", "D(p ‖ p') from the unablated prediction", default=False),
+    Effect(
+        "divergence_tempered_total", "what the best temperature leaves of D(p ‖ p')", default=False
+    ),
+    Effect(
+        "temperature_share",
+        "share of D(p ‖ p') that the best temperature removes",
+        "1",
+        default=False,
+        needs=("divergence_total", "divergence_tempered_total"),
+    ),
     Effect("rank_total", "change of the correct token's rank", "1", default=False),
 ]
 

@@ -30,12 +30,15 @@ class Effect:
         ``"nats"``, or ``"1"`` for a share, a rank or an indicator.
     default : bool
         Whether it is measured when ``--effects`` is not given.
+    needs : tuple of str
+        Effects that are measured along with it.
     """
 
     name: str
     long_name: str
     units: str = "nats"
     default: bool = True
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ class Recipe:
             raise ConfregError(
                 f"Recipe {self.name!r} has no effect {unknown[0]!r}. It has: {', '.join(known)}."
             )
-        needed = list(dict.fromkeys([*names, *self.mediated]))
+        needed = [*names, *self.mediated, *(n for name in names for n in known[name].needs)]
         return tuple(e for e in self.effects if e.name in needed)
 
 

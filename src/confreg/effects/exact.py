@@ -2,7 +2,8 @@
 
 import torch
 
-from .measures import change, measures_of, outcome, split, variants_of
+from .measures import change, measures_of, outcome, paired, split, variants_of
+from .temperature import tempering
 
 CACHED = 2**19  # numbers at once: what a few passes find in the cache
 SAFE = 20.0  # |f| up to which float32 sums of f e^f keep their digits
@@ -115,7 +116,7 @@ class Tilt:
         for start in range(0, len(self.p), size):
             some = slice(start, start + size)
             p, py = self.p[some], self.py[some]
-            f = fan.u[:, some][rows].to(gain.dtype).mul_(gain).sub_(shift)
+            f = fan.u[:, some].index_select(0, rows).to(gain.dtype).mul_(gain).sub_(shift)
             for coefficient, q in moved:
                 f.addcmul_(coefficient[:, None], q[some])
             if start <= self.target < start + size:
@@ -156,7 +157,7 @@ def put_back(after, before, direction):
 def through_logits(base, fan, rows, token, coefficients, effects, variant, clean):
     """Effects of one variant from the ablated logits themselves: any measure. Dict of (m,)."""
     before, measures = clean
-    wanted = measures_of(effects, variant)
+    compared, wanted = paired(measures_of(effects, variant))
     parts = []
     size = max(1, CACHED // fan.u.shape[-1])
     for start in range(0, len(rows), size):
@@ -167,7 +168,11 @@ def through_logits(base, fan, rows, token, coefficients, effects, variant, clean
         targets = base.targets[token].expand(len(logits))
         after = outcome(logits, targets, wanted, base.log_frequency)
         parts.append({name: change(name, after[name], measures[name]) for name in wanted})
-    return {name: torch.cat([part[name] for part in parts]) for name in wanted}
+        if compared:  # differences of small numbers: in float64 from the closed form on
+            u = fan.u[rows[some]].double()
+            logits = ablated(base, u, token, coefficients.at(some).to(torch.float64))
+            parts[-1].update(tempering(base.readout.finish(base.raw[token].double()), logits))
+    return {name: torch.cat([part[name] for part in parts]) for name in (*wanted, *compared)}
 
 
 def exact(base, fan, coefficients, effects):

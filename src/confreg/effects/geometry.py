@@ -28,6 +28,11 @@ class Coefficients:
         self.gain = gain
         self.carry = carry
 
+    def to(self, dtype):
+        """The same in another dtype."""
+        carry = None if self.carry is None else self.carry.to(dtype)
+        return Coefficients(self.temper.to(dtype), self.gain.to(dtype), carry)
+
     def at(self, *index):
         """The same for some of the pairs: every table indexed by ``index``."""
         carry = None if self.carry is None else self.carry[index]

@@ -2,18 +2,24 @@
 
 import torch
 
+from . import temperature
+
 VARIANTS = ("frequency_direct", "direct", "total")
-MEASURES = ("loss", "entropy", "rank", "top1", "kl_frequency")
+MEASURES = ("loss", "entropy", "rank", "top1", "kl_frequency", *temperature.MEASURES)
 
 
 def split(effect):
     """Split an effect's name: ``"loss_total"`` -> ``("loss", "total")``.
+
+    ``"temperature_share"`` is of the total effect.
 
     Raises
     ------
     ValueError
         If it is not a measure and a variant that exist.
     """
+    if effect == "temperature_share":
+        return effect, "total"
     for variant in VARIANTS:
         measure = effect.removesuffix("_" + variant)
         if measure != effect and measure in MEASURES:
@@ -33,6 +39,12 @@ def measures_of(effects, variant=None):
     """The measures that some effects need (of one variant), each once."""
     pairs = [split(effect) for effect in effects]
     return tuple(dict.fromkeys(m for m, v in pairs if variant is None or v == variant))
+
+
+def paired(wanted):
+    """Those measures that compare ablated with original logits, and the others: two tuples."""
+    both = tuple(m for m in wanted if m in temperature.MEASURES)
+    return both, tuple(m for m in wanted if m not in both)
 
 
 def outcome(logits, targets, wanted, log_frequency=None):

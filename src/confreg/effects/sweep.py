@@ -4,9 +4,10 @@ import torch
 
 from .exact import Base, Fan, exact, exact_token, put_back, tilts
 from .geometry import final_norm_change
-from .measures import change, measures_of, outcome, split, variants_of
+from .measures import change, measures_of, outcome, paired, split, variants_of
 from .series import series
 from .tally import Tally
+from .temperature import tempering
 from .values import values_of
 from .write import take
 
@@ -214,9 +215,13 @@ def compare_copies(block, clean, tally):
                 logits = copied(block, copy, tokens, variant, before)
                 wanted = measures_of(effects, variant)
                 after = outcome(logits, targets, wanted, block.log_frequency)
+                compared, single = paired(wanted)
+                found = {name: change(name, after[name], clean[name][tokens]) for name in single}
+                if compared:
+                    found.update(tempering(before.double(), logits.double()))
                 for column, (name, of) in enumerate(map(split, effects)):
                     if of == variant:
-                        out[:, column] = change(name, after[name], clean[name][tokens])
+                        out[:, column] = found[name]
             tally.add(slice(j, j + 1), tokens, out[None])
 
 

@@ -214,6 +214,14 @@ def finish(plan: Plan, store: Store) -> None:
     kept = int(plan.table.keep.sum())
     abs_sum, total = store.sums()
     names = [e.name for e in plan.effects]
+    if "temperature_share" in names:
+        # As with the mediated share: of means, never a mean of the tokens' shares.
+        kl, left = (total[:, names.index(f"divergence_{n}")] for n in ("total", "tempered_total"))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = 1 - left / kl
+        total[:, names.index("temperature_share")] = kept * share
+        abs_sum[:, names.index("temperature_share")] = kept * share
+        store.write("temperature_share", share.astype(np.float32))
     store.write("effect_abs_mean", (abs_sum / kept).astype(np.float32))
     store.write("effect_mean", (total / kept).astype(np.float32))
     te_name, de_name = plan.request.recipe.mediated

@@ -126,6 +126,13 @@ DATA = _rows(
         ("mediated", "neuron", "float32", "1", "share of the total effect that is mediated"),
         ("te_mediated", "neuron", "float32", "nats", "te - de: mediated part of the total effect"),
         (
+            "temperature_share",
+            "neuron",
+            "float32",
+            "1",
+            "share of the mean D(p ‖ p') that each token's best temperature removes",
+        ),
+        (
             "effect_mean",
             "neuron effect",
             "float32",
@@ -149,6 +156,7 @@ DATA = _rows(
 
 PER_SUBJECT = (
     "effects", "effect_mean", "effect_abs_mean", "te", "de", "mediated", "te_mediated",
+    "temperature_share",
 )  # fmt: skip
 """Variables over what is ablated: along ``set`` where sets are, in place of ``neuron``."""
 
