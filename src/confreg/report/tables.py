@@ -74,7 +74,7 @@ def print_top(ds: xr.Dataset, by: str = "te_mediated", n: int = 10, smallest: bo
 def _number(value: float) -> str:
     if not math.isfinite(value):
         return "–"
-    return f"{value:.2e}" if value and abs(value) < 1e-3 else f"{value:.4f}"
+    return f"{value:.1e}" if value and abs(value) < 1e-3 else f"{value:.3g}"
 
 
 def print_plan(plan: Plan) -> None:
