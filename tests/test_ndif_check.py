@@ -84,10 +84,18 @@ def test_a_key_that_nobody_knows(fake, model, monkeypatch):
     from nnsight.schema.config import CONFIG
 
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
-    monkeypatch.setattr("confreg.execution.ndif_check.is_loopback", lambda host: False)
+    ok, sentence = look(profile(fake), model)["key"]
+    assert ok  # a server without authentication knows nobody
+    monkeypatch.setattr("confreg.execution.ndif_check._is_public", lambda host: True)
     ok, sentence = look(profile(fake), model)["key"]
     assert not ok
+    assert "does not know" in sentence
     assert KEY not in sentence
+    monkeypatch.setattr(CONFIG.API, "APIKEY", None)
+    assert look(profile(fake), model)["key"] == (
+        False, "none; set NDIF_API_KEY or run `nnsight login`"
+    )  # fmt: skip
+    monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
     fake.email = "someone@example.org"
     assert look(profile(fake), model)["key"] == (True, "accepted, as someone@example.org")
 

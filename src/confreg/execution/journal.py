@@ -111,7 +111,7 @@ class Journal:
 
     def failed(self, key: str, job: str, reason: str) -> None:
         """Write down that a job will not give a result."""
-        self._write({"event": "failed", "key": key, "job": job, "reason": reason[:500]})
+        self._write({"event": "failed", "key": key, "job": job, "reason": reason[-4000:]})
 
     def costs(self) -> list[Cost]:
         """What every collected job has cost, in the order in which they were collected."""

@@ -278,7 +278,7 @@ class Client:
         """Whether a job has its result; raise if it has failed."""
         if answer["status"] == "ERROR":
             failure = job_failure(answer["description"], answer.get("meta"), self.model.name)
-            self.journal.failed(key, job.id, str(failure))
+            self.journal.failed(key, job.id, answer["description"])
             raise failure
         return answer["status"] == "COMPLETED"
 
@@ -333,7 +333,7 @@ class JobBackend(RemoteBackend):
 
     def __call__(self, tracer: Tracer | None = None) -> dict[str, Any]:
         """Run a captured block on the server and put what it saved into the caller's frame."""
-        assert tracer is not None and tracer.info is not None
+        assert tracer is not None
         key = f"{self.unit}/{self.count}"
         self.count += 1
         result = self.client.run(key, lambda: self._blob(tracer))

@@ -6,9 +6,10 @@ import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from confreg.errors import ConfregError
-from confreg.execution.ndif_http import Server, is_loopback
+from confreg.execution.ndif_http import Server
 from confreg.execution.profiles import NdifProfile
 
 if TYPE_CHECKING:
@@ -60,14 +61,20 @@ def _look(profile: NdifProfile, model: str) -> Iterator[tuple[str, bool, str]]:
 
 
 def _key(server: Server, key: str | None) -> tuple[str, bool, str]:
-    local = is_loopback(server.host.partition("://")[2].rpartition(":")[0])
     owner = server.get("/whoami")
     if owner.get("email"):
         return "key", True, f"accepted, as {owner['email']}"
+    # A server without authentication knows nobody, and needs no key.
+    optional = not _is_public(server.host)
     if key is None:
-        sentence = "none; a server of one's own asks for none, the public service does"
-        return "key", local, sentence + ": set NDIF_API_KEY or run `nnsight login`"
-    return "key", local, f"there is one, and {server.host} does not know it (or asks for none)"
+        hint = "" if optional else "; set NDIF_API_KEY or run `nnsight login`"
+        return "key", optional, f"none{hint}"
+    return "key", optional, f"there is one, which {server.host} does not know"
+
+
+def _is_public(host: str) -> bool:
+    """Whether it is the public service, which asks everyone for a key."""
+    return (urlsplit(host).hostname or "").endswith("ndif.us")
 
 
 def _model(

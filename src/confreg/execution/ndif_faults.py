@@ -36,6 +36,7 @@ class BlockFailed(ConfregError):
     def __init__(self, message: str, traceback: str):
         super().__init__(message)
         self.traceback = traceback
+        self.add_note(traceback)
 
 
 # What NDIF 0.1 answers for a job that it did not run to its end for reasons of its own.
@@ -101,7 +102,11 @@ def job_failure(description: str, meta: Mapping[str, Any] | None, model: str) ->
         )
     if _has(text, _TRANSIENT):
         return Transient(f"The server did not finish the job: {last}")
-    return BlockFailed(f"The recipe's trace failed on the server: {last}", description)
+    return BlockFailed(
+        f"The recipe's trace failed on the server: {last} "
+        "(the traceback is in the journal beside the store)",
+        description,
+    )
 
 
 def answer_failure(status: int, detail: str, host: str) -> ConfregError:
