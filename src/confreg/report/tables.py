@@ -59,7 +59,7 @@ def print_top(ds: xr.Dataset, by: str = "te_mediated", n: int = 10, smallest: bo
     frame = ds.confreg.top(by, n, smallest)
     columns = [c for c in (*HEADINGS, by) if c in frame]
     title = f"{ds.attrs['title']}: {len(frame)} of {ds.sizes['neuron']} neurons"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("neuron", style="bold", no_wrap=True)
     for column in dict.fromkeys(columns):
         table.add_column(HEADINGS.get(column, column), justify="right", no_wrap=True)
