@@ -193,10 +193,33 @@ def test_remote_jobs(ds, tmp_path):
     assert "2 jobs, 5 MB sent, 4 s of the server's time." in text
 
 
-def test_frequency_recipe_names_its_mediator(ds, tmp_path):
-    other = ds.assign_attrs(mediated_direct="loss_frequency_direct")
-    text = Elements(report.write(other, tmp_path / "a.html").read_text("utf-8")).text
+def test_frequency_recipe_has_its_own_section_and_words(ds, tmp_path):
+    names = [*ds["effect"].values[:3], "kl_frequency_total"]
+    other = ds.assign_coords(effect=np.array(names, object)).assign(
+        frequency_cosine=("neuron", np.linspace(-1, 1, 30)),
+        frequency_cosine_all=(("model_layer", "model_index"), np.ones((3, 30))),
+        effect_mean=(("neuron", "effect"), np.arange(120.0).reshape(30, 4)),
+        model_layer=np.arange(3),
+    )
+    other.attrs |= {"mediated_direct": "loss_frequency_direct", "counts": "counts.npy"}
+    page = report.write(other, tmp_path / "a.html").read_text("utf-8")
+    text = Elements(page).text
     assert "Strongest through the token-frequency direction" in text
+    assert "Token frequencies: counts.npy." in text
+    assert "the logits’ component along the token-frequency direction" in text
+    for key in ("frequency", "frequency-shift", "frequency-layers"):
+        assert f'data-plot="plot-{key}"' in page
+    shift = report.figures.frequency_shift(other)
+    assert sorted(shift.data[0].y) == [3.0 + 4 * row for row in range(30)]
+    layers = report.figures.frequency_layers(other)
+    assert [trace.name for trace in layers.data] == ["largest", "99 %", "median"]
+
+
+def test_words_are_those_of_the_dataset(ds, page, tmp_path):
+    assert "token-frequency" not in Elements(page).text
+    assert "LogitVar variance over the vocabulary" in Elements(page).text
+    less = report.write(ds.drop_vars("logit_var"), tmp_path / "a.html").read_text("utf-8")
+    assert "variance over the vocabulary" not in Elements(less).text
 
 
 def test_only_shown_neurons_are_read_from_a_store(ds, tmp_path):

@@ -67,6 +67,65 @@ def null_space(ds: xr.Dataset) -> go.Figure:
     return figure
 
 
+def frequency(ds: xr.Dataset) -> go.Figure:
+    """Draw the cosine of what a neuron writes with the token-frequency direction against TE.
+
+    Needs ``frequency_cosine`` and ``te``.
+    """
+    frame = _drawable(neurons.table(ds), "te", "frequency_cosine")
+    figure = _scatter(ds, frame, frame["te"], frame["frequency_cosine"], log_x=True)
+    figure.update_xaxes(title=label(ds, "te"))
+    figure.update_yaxes(title="cosine with the token-frequency direction")
+    return figure
+
+
+def frequency_shift(ds: xr.Dataset) -> go.Figure:
+    """Draw the mean change of D(p_freq ‖ p_model) against the cosine.
+
+    Needs ``frequency_cosine`` and ``effect_mean`` of the effect ``kl_frequency_total``.
+    Neurons above 0 pull the prediction towards the unigrams.
+    """
+    frame = neurons.table(ds)
+    shift = ds["effect_mean"].sel(effect="kl_frequency_total").transpose("neuron").values
+    frame = neurons.Table(
+        frame.labels, frame.columns | {"shift": np.asarray(shift, dtype=float)}, frame.layer
+    )
+    frame = _drawable(frame, "frequency_cosine", "shift")
+    figure = _scatter(ds, frame, frame["frequency_cosine"], frame["shift"])
+    figure.update_xaxes(title="cosine with the token-frequency direction")
+    figure.update_yaxes(title="mean Δ KL to unigrams (nats)")
+    return figure
+
+
+def frequency_layers(ds: xr.Dataset) -> go.Figure:
+    """Draw how large |cosine| with the token-frequency direction gets in each layer.
+
+    Needs ``frequency_cosine_all``; lines are quantiles over a layer's neurons.
+    """
+    import plotly.graph_objects as go
+
+    size = np.abs(ds["frequency_cosine_all"].transpose("model_layer", "model_index").values)
+    figure = go.Figure()
+    for quantile, name, colour in (
+        (1.0, "largest", "#d1364f"),
+        (0.99, "99 %", "#d9a441"),
+        (0.5, "median", "#94a3b8"),
+    ):
+        figure.add_trace(
+            go.Scatter(
+                x=ds["model_layer"].values,
+                y=np.nanquantile(size, quantile, axis=1),
+                name=name,
+                mode="lines+markers",
+                line={"color": colour},
+                hovertemplate=f"layer %{{x}}<br>{name} %{{y:.3f}}<extra></extra>",
+            )
+        )
+    figure.update_xaxes(title="layer")
+    figure.update_yaxes(title="|cosine| with the token-frequency direction", rangemode="tozero")
+    return _legend(_styled(figure))
+
+
 def spectrum(ds: xr.Dataset) -> go.Figure:
     """Draw the singular values of the folded unembedding, its null dimensions shaded.
 
@@ -140,10 +199,7 @@ def jobs(ds: xr.Dataset) -> go.Figure:
     figure.update_yaxes(
         title="server seconds", rangemode="tozero", showgrid=False, secondary_y=True
     )
-    _styled(figure)
-    return figure.update_layout(
-        showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
-    )
+    return _legend(_styled(figure))
 
 
 def _drawable(frame: neurons.Table, *needed: str) -> neurons.Table:
@@ -311,4 +367,10 @@ def _styled(figure: go.Figure) -> go.Figure:
         showlegend=False,
         hoverlabel={"align": "left"},
         dragmode="zoom",
+    )
+
+
+def _legend(figure: go.Figure) -> go.Figure:
+    return figure.update_layout(
+        showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
     )

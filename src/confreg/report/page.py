@@ -10,7 +10,7 @@ import numpy as np
 
 from confreg.errors import ConfregError
 from confreg.report import neurons, sections
-from confreg.report.wording import mediator, number, percent
+from confreg.report.wording import glossary, mediator, number, percent
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -88,6 +88,7 @@ def render(ds: xr.Dataset, options: sections.Options) -> str:
         title=_title(ds),
         summary=_summary(ds),
         mediator=mediator(ds)[0],
+        glossary=glossary(ds),
         warnings=_warnings(ds),
         facts=facts(ds),
         attributes=sorted((str(key), str(value)) for key, value in ds.attrs.items()),

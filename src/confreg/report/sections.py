@@ -169,6 +169,28 @@ def null_space(ds: xr.Dataset, options: Options) -> Section:
     return Section("null-space", "What the unembedding does not read", "", shown)
 
 
+@section(needs=("frequency_cosine", "te"))
+def frequency(ds: xr.Dataset, options: Options) -> Section:
+    """Show which neurons write along the token frequencies, and where that moves predictions."""
+    caption = (
+        "Cosine between what a neuron writes to the logits and the direction of the token "
+        "frequencies, against its effect."
+    )
+    shown = [Figure("frequency", figures.frequency(ds), caption)]
+    if "effect_mean" in ds and "kl_frequency_total" in ds["effect"].values:
+        caption = (
+            "Mean change of D(p_freq ‖ p_model) when the neuron is ablated: above 0 it pulls "
+            "the prediction towards the unigrams, below 0 away from them."
+        )
+        shown.append(Figure("frequency-shift", figures.frequency_shift(ds), caption))
+    if "frequency_cosine_all" in ds:
+        caption = "Size of the cosine over the neurons of every layer."
+        shown.append(Figure("frequency-layers", figures.frequency_layers(ds), caption))
+    lead = str(ds.attrs.get("counts", ""))
+    lead = f"Token frequencies: {lead}." if lead else ""
+    return Section("frequency", "Token frequency", lead, shown)
+
+
 @dataclass(frozen=True)
 class Cell:
     """A cell of the table: as read, as sorted (None: last), and a bar's width in per cent."""

@@ -27,11 +27,32 @@ SYMBOLS = {
     "top1": "top-1 change",
     "kl_frequency": "KL to unigrams",
     "temperature_share": "temperature share",
+    "keep": "kept",
 }
 _VARIANTS = {
     "total": "",
     "direct": " (norm frozen)",
     "frequency_direct": " (frequency frozen)",
+}
+
+
+GLOSSARY = {
+    "te": "total effect: mean over kept tokens of |Δ loss| when the neuron is ablated and "
+    "everything downstream recomputed",
+    "de": "direct effect: the same with {frozen} kept as in the unablated model",
+    "mediated": "1 − DE/TE, the share of the total effect that needs {frozen}; negative where "
+    "freezing it makes the effect larger",
+    "w_out_norm": "norm of the neuron’s output weight",
+    "logit_var": "variance over the vocabulary of the cosine between the output weight and the "
+    "rows of the unembedding, the final norm’s weight folded in",
+    "null_fraction": "share of the output weight’s norm within the unembedding’s effective null "
+    "space",
+    "frequency_cosine": "cosine between what the neuron writes to the logits and the "
+    "token-frequency direction, log p_freq less its mean over the vocabulary",
+    "temperature_share": "share of the divergence D(p ‖ p′) from the ablated prediction that "
+    "the best single temperature removes",
+    "ablation_value": "value that replaces the activation",
+    "keep": "tokens from position 3 on that have a next token, neither of the two being special",
 }
 
 
@@ -82,6 +103,16 @@ def mediator(ds: xr.Dataset) -> tuple[str, str]:
     if "frequency" in str(ds.attrs.get("mediated_direct", "")):
         return "the token-frequency direction", "Token-frequency neurons"
     return "the final norm", "Entropy neurons"
+
+
+def glossary(ds: xr.Dataset) -> list[tuple[str, str]]:
+    """Return a symbol and its meaning for everything in the dataset that the page shows."""
+    frozen = "the norm’s scale"
+    if "frequency" in mediator(ds)[0]:
+        frozen = "the logits’ component along the token-frequency direction"
+    return [
+        (SYMBOLS[name], text.format(frozen=frozen)) for name, text in GLOSSARY.items() if name in ds
+    ]
 
 
 def label(ds: xr.Dataset, name: str, unit: bool = True) -> str:
