@@ -67,6 +67,9 @@ class Recipe:
         Whether the weight-space statistics of the neurons are part of the dataset.
     mediated : (str, str)
         The total and the direct effect whose mean absolute values are ``te`` and ``de``.
+    context : bool
+        Whether activations are kept, and effects also reduced over the tokens on which a
+        neuron is above its mean.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Recipe:
     effects: tuple[Effect, ...]
     statistics: bool
     mediated: tuple[str, str]
+    context: bool = False
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     path: Path | None = None
 
@@ -150,6 +154,7 @@ def recipe(
     effects: Sequence[Effect],
     statistics: bool = True,
     mediated: tuple[str, str] = ("loss_total", "loss_direct"),
+    context: bool = False,
 ) -> Callable[[Callable[..., dict[str, Any]]], Recipe]:
     """Declare a recipe: decorate a function that holds one trace.
 
@@ -165,6 +170,8 @@ def recipe(
         Whether the dataset holds the neurons' weight-space statistics.
     mediated : (str, str)
         Names of the total and the direct effect behind ``te``, ``de`` and ``mediated``.
+    context : bool
+        Keep activations, and say on which tokens each neuron is above its mean.
     """
 
     def declare(measure: Callable[..., dict[str, Any]]) -> Recipe:
@@ -175,6 +182,7 @@ def recipe(
             effects=tuple(effects),
             statistics=statistics,
             mediated=mediated,
+            context=context,
             parameters=_parameters(measure),
             path=Path(source) if source else None,
         )

@@ -5,7 +5,9 @@ import torch
 from . import temperature
 
 VARIANTS = ("frequency_direct", "direct", "total")
-MEASURES = ("loss", "entropy", "rank", "top1", "kl_frequency", *temperature.MEASURES)
+MEASURES = (
+    "loss", "entropy", "rank", "reciprocal_rank", "top1", "kl_frequency", *temperature.MEASURES
+)  # fmt: skip
 
 
 def split(effect):
@@ -58,7 +60,7 @@ def outcome(logits, targets, wanted, log_frequency=None):
         -1 where there is no next token.
     wanted : tuple of str
         Of ``loss`` and ``entropy`` (nats), ``rank`` of the target (0: most likely; -1 without a
-        target), ``top1`` (token id) and ``kl_frequency``, D(p_freq ‖ p_model).
+        target), ``reciprocal_rank`` (1/(rank + 1); NaN without a target), ``top1`` (token id) and ``kl_frequency``, D(p_freq ‖ p_model).
     log_frequency : Tensor (V,), optional
 
     Returns
@@ -78,6 +80,9 @@ def outcome(logits, targets, wanted, log_frequency=None):
         out["entropy"] = log_total - (weights.mul_(shifted)).sum(-1) / total
     if "rank" in wanted:
         out["rank"] = torch.where(known, (shifted > at_target).sum(-1), -1)
+    if "reciprocal_rank" in wanted:
+        reciprocal = 1 / (1 + (shifted > at_target).sum(-1)).to(logits.dtype)
+        out["reciprocal_rank"] = torch.where(known, reciprocal, torch.nan)
     if "top1" in wanted:
         out["top1"] = shifted.argmax(-1)
     if "kl_frequency" in wanted:

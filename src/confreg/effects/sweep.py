@@ -124,7 +124,7 @@ def unablated(block):
     """Measures of the unablated model at a block's tokens, dict of (T,)."""
     parts = []
     for tokens in spans(len(block.positions), block.sizes()[1]):
-        wanted = ("loss", "entropy", "rank", "top1")
+        wanted = ("loss", "entropy", "rank", "reciprocal_rank", "top1")
         if block.log_frequency is not None:
             wanted = (*wanted, "kl_frequency")
         found = outcome(block.logits(tokens), block.targets[tokens], wanted, block.log_frequency)

@@ -93,7 +93,7 @@ def make_batch(
         seed=plan.request.seed + neuron_unit * len(plan.token_units) + token_unit,
         sample=-(-SAMPLE // units),
         reduce=not plan.cube,
-        activations=plan.request.activations,
+        activations=plan.activations,
         frequency=frequency,
         log_frequency=log_frequency,
     )

@@ -105,7 +105,12 @@ class Plan:
         """What every unit of work fills."""
         found = ["loss", "entropy", "norm_scale", "rank", "top1"]
         found += ["kl_frequency"] * (self.counts is not None)
-        return found + ["effects"] * self.cube + ["activation"] * self.request.activations
+        return found + ["effects"] * self.cube + ["activation"] * self.activations
+
+    @property
+    def activations(self) -> bool:
+        """Whether every activation is kept."""
+        return self.request.activations or self.request.recipe.context
 
     @property
     def pairs(self) -> int:
@@ -129,7 +134,7 @@ class Plan:
     def bytes_on_disk(self) -> int:
         """Size of the dataset before compression."""
         n, t, e = len(self.neurons), len(self.table), len(self.effects)
-        cube = n * t * (4 * e * self.cube + 4 * self.request.activations)
+        cube = n * t * (4 * e * self.cube + 4 * self.activations)
         reductions = len(self.token_units) * n * e * 16
         return cube + reductions + t * 80 + n * 60
 
@@ -155,7 +160,7 @@ class Plan:
             "neurons_sha256": _digest(self.neurons.labels),
             "tolerance": r.tolerance,
             "reduce": r.reduce,
-            "activations": r.activations,
+            "activations": self.activations,
             "seed": r.seed,
             "confreg": confreg.__version__,
         }
@@ -187,6 +192,11 @@ def make_plan(
         )
     if request.reduce not in ("none", "token"):
         raise ConfregError(f"--reduce is none or token, not {request.reduce!r}.")
+    if request.recipe.context and request.reduce == "token":
+        raise ConfregError(
+            f"Recipe {request.recipe.name!r} is about single tokens: it cannot --reduce token. "
+            "For sweeps over many neurons use entropy_neurons."
+        )
     if request.tolerance <= 0:
         raise ConfregError(f"--tolerance is in nats and above 0, not {request.tolerance}.")
     engine = {

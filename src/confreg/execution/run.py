@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from confreg.errors import ConfregError
-from confreg.execution import batches, statistics
+from confreg.execution import batches, context, statistics
 from confreg.execution.plan import CLOSED_FORMS, Plan
 from confreg.execution.progress import Progress
 from confreg.results import store as stores
@@ -231,6 +231,8 @@ def finish(plan: Plan, store: Store) -> None:
             share = 1 - de / te
         for name, values in (("te", te), ("de", de), ("te_mediated", te - de), ("mediated", share)):
             store.write(name, values.astype(np.float32))
+    if plan.request.recipe.context:
+        context.write(plan, store)
     store.finish(_error_attributes(plan, store))
 
 

@@ -277,7 +277,7 @@ def _lay_out(
 def _array(
     group: zarr.Group, row: schema.Variable, shape: tuple[int, ...], chunks: tuple[int, ...]
 ) -> zarr.Array:
-    fill = np.nan if row.dtype.startswith("float") else -1
+    fill = np.nan if row.dtype.startswith("float") else False if row.dtype == "bool" else -1
     return group.create_array(
         row.name,
         shape=shape,
