@@ -329,6 +329,7 @@ class JobBackend(RemoteBackend):
             client.identity, host=client.server.base, api_key=client.key, blocking=False
         )
         self.compress = True
+        self.verbose = False  # else a `-v` of the command that runs us makes nnsight talk
         self.client, self.unit, self.count = client, unit, 0
 
     def __call__(self, tracer: Tracer | None = None) -> dict[str, Any]:

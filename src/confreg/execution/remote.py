@@ -17,7 +17,7 @@ import torch
 from confreg import effects
 from confreg.errors import ConfregError
 from confreg.execution import batches
-from confreg.execution.ndif_faults import TooLarge
+from confreg.execution.ndif_faults import TooLarge, Transient
 from confreg.execution.plan import CLOSED_FORMS, Plan
 from confreg.execution.profiles import NdifProfile
 
@@ -128,9 +128,12 @@ class Remote:
         """Once, when the model surely runs: it must run in the dtype that the dataset names."""
         if self.checked:
             return
-        self.checked = True
         wanted = self.plan.configuration()["dtype"]
-        found = self.client.dtype()
+        try:
+            found = self.client.dtype()
+        except Transient:  # the server is busy with something else: after the next unit
+            return
+        self.checked = True
         if found is not None and found != wanted:
             raise ConfregError(
                 f"{self.client.server.host} runs {self.plan.model.name} in {found}, and this run "
@@ -166,19 +169,22 @@ def halves(batch: effects.Batch) -> tuple[effects.Batch, effects.Batch] | None:
     """
     if batch.engine in CLOSED_FORMS and batch.values is not None and batch.rows > 1:
         return _cut_rows(batch, batch.rows // 2)
-    if len(batch.neurons) > 1:
-        return _cut_neurons(batch, len(batch.neurons) // 2)
+    if batch.count() > 1:
+        return _cut_neurons(batch, batch.count() // 2)
     return None
 
 
 def _cut_neurons(batch: effects.Batch, at: int) -> tuple[effects.Batch, effects.Batch]:
     first, second = copy.copy(batch), copy.copy(batch)
     for part, where in ((first, slice(None, at)), (second, slice(at, None))):
-        part.neurons = batch.neurons[where]
-        part.values = None if batch.values is None else batch.values[where]
+        if batch.sets is not None:
+            part.sets, part.set_values = batch.sets[where], batch.set_values[where]
+        else:
+            part.neurons = batch.neurons[where]
+            part.values = None if batch.values is None else batch.values[where]
         part.sample = -(-batch.sample // 2)
         if batch.engine not in CLOSED_FORMS:
-            part.inputs = batch.inputs[: batch.rows].repeat(1 + len(part.neurons), 1)
+            part.inputs = batch.inputs[: batch.rows].repeat(1 + part.count(), 1)
     return first, second
 
 
