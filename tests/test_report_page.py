@@ -66,8 +66,8 @@ def test_page_says_what_was_run(page):
         "help topics of Python 3.11 (pydoc_data.topics): 240 tokens in 6 sequences of at most 40; "
         "216 kept in means",
         "activation replaced by its mean over all tokens",
-        "exact, tolerance 1e-04 nats; largest error measured 3.2×10⁻⁶ nats on 512 neuron × token",
-        "profile memory, on local, seed 0",
+        "exact, tolerance 1×10⁻⁴ nats; largest error measured 3.2×10⁻⁶ nats on 512 neuron × token",
+        "profile memory, seed 0",
         "confreg 0.1.0, torch 2.13.0",
         "confreg run entropy_neurons --model smollm2-135m --out runs/demo.zarr",
     ):

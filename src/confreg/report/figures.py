@@ -40,17 +40,20 @@ def weights(ds: xr.Dataset) -> go.Figure:
 def mediation(ds: xr.Dataset) -> go.Figure:
     """Draw TE against the mediated share 1 − DE/TE.
 
-    Needs ``te`` and ``mediated``. Shares below −1, and the lowest hundredth of the negative
-    ones, are triangles at the lower edge: 1 − DE/TE falls without end where TE is small.
+    Needs ``te`` and ``mediated``. A few far negative shares, at most a hundredth of all unless
+    they are below −1, are triangles at the lower edge: 1 − DE/TE falls without end where TE
+    is small.
     """
     frame = _drawable(neurons.table(ds), "te", "mediated")
     share = frame["mediated"]
-    floor = float(np.clip(np.quantile(share, 0.01), FLOOR, 0)) if len(frame) else FLOOR
+    floor = FLOOR
+    if len(frame):
+        floor = float(max(share.min(), FLOOR, min(-0.25, np.quantile(share, 0.01))))
     shown, below = np.maximum(share, floor), share < floor
     figure = _scatter(ds, frame, frame["te"], shown, log_x=True, below=below)
     figure.update_xaxes(title=label(ds, "te"))
     figure.update_yaxes(
-        title="mediated share 1 − DE/TE", tickformat=".0%", range=[floor - 0.05, 1.04]
+        title="mediated share 1 − DE/TE", tickformat=".0%", range=[floor - 0.04, _top(frame) + 0.04]
     )
     return figure
 
@@ -265,7 +268,7 @@ def _names(
     chosen: list[int] = []
     for index in map(frame.labels.index, frame.strongest(2 * NAMED)):
         clear = all(
-            abs(across[index] - across[other]) > 0.16 or abs(up[index] - up[other]) > 0.045
+            abs(across[index] - across[other]) > 0.16 or abs(up[index] - up[other]) > 0.06
             for other in chosen
         )
         if clear and len(chosen) < NAMED:
@@ -295,7 +298,7 @@ def _log(values: np.ndarray) -> dict[str, Any]:
 
 
 def _tick(value: float) -> str:
-    return number(value, 1).removeprefix("1×") if value < 1e-3 else f"{value:g}"
+    return number(value, 1).removeprefix("1×") if value < 1e-4 else f"{value:g}"
 
 
 def _fraction(values: np.ndarray, log: bool) -> np.ndarray:
@@ -317,20 +320,29 @@ def _colour(frame: neurons.Table) -> dict[str, Any]:
         "outlinewidth": 0,
         "ticklen": 2,
         "tickangle": 0,
+        "ypad": 0,
     }
     if frame.layer is not None and len(np.unique(frame.layer)) > 1:
         ends = [int(frame.layer.min()), int(frame.layer.max())]
         ticks = {"tickvals": ends, "ticktext": [f"layer {end}" for end in ends]}
         return {"color": frame.layer, "colorscale": LAYERS, "colorbar": bar | ticks}
     if "mediated" in frame and np.isfinite(frame["mediated"]).any():
+        top = _top(frame)
+        ticks = {"tickvals": [0, top], "ticktext": ["0", f"{100 * top:.0f} % mediated"]}
         return {
-            "color": np.nan_to_num(np.clip(frame["mediated"], 0, 1)),
+            "color": np.nan_to_num(frame["mediated"]),
             "colorscale": SHARES,
             "cmin": 0,
-            "cmax": 1,
-            "colorbar": bar | {"tickvals": [0, 1], "ticktext": ["0", "100 % mediated"]},
+            "cmax": top,
+            "colorbar": bar | ticks,
         }
     return {"color": LINE}
+
+
+def _top(frame: neurons.Table) -> float:
+    """Return the largest mediated share, rounded up to a tenth, at least 0.2."""
+    share = float(np.nanmax(frame["mediated"], initial=0.2))
+    return min(1.0, np.ceil(10 * share) / 10)
 
 
 def _hover(ds: xr.Dataset, frame: neurons.Table) -> list[str]:

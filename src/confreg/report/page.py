@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,7 +108,7 @@ def facts(ds: xr.Dataset) -> list[tuple[str, str]]:
         ("Unablated", _baseline(ds)),
         ("Ablation", _ablation(ds)),
         ("Engine", _engine(ds)),
-        ("Run", _join(ds, profile="profile {}", host="on {}", seed="seed {}")),
+        ("Run", _run(ds)),
         ("Versions", _versions(ds)),
     ]
     return [(word, phrase) for word, phrase in found if phrase]
@@ -164,13 +165,18 @@ def _join(ds: xr.Dataset, **parts: str) -> str:
 
 
 def _model(ds: xr.Dataset) -> str:
+    revision = str(ds.attrs.get("model_revision", ""))
+    short = revision[:12] if re.fullmatch("[0-9a-f]{16,}", revision) else revision
+    named = ds.assign_attrs(model_revision=short)
     return _join(
-        ds,
-        model="{}",
-        model_revision="revision {:.12}",
-        model_architecture="{}",
-        dtype="{}",
+        named, model="{}", model_revision="revision {}", model_architecture="{}", dtype="{}"
     )
+
+
+def _run(ds: xr.Dataset) -> str:
+    host = ds.attrs.get("host", "")
+    named = ds.assign_attrs(host="" if host == "local" else host)
+    return _join(named, profile="profile {}", host="on {}", seed="seed {}")
 
 
 def _neurons(ds: xr.Dataset) -> str:
@@ -219,7 +225,11 @@ def _ablation(ds: xr.Dataset) -> str:
 
 
 def _engine(ds: xr.Dataset) -> str:
-    phrase = _join(ds, engine="{}", tolerance="tolerance {:.0e} nats")
+    phrase = _join(ds, engine="{}")
+    if "recomputed_share" in ds.attrs and phrase == "series":
+        phrase += f" ({percent(ds.attrs['recomputed_share'])} of all pairs exactly)"
+    if "tolerance" in ds.attrs:
+        phrase += f", tolerance {number(ds.attrs['tolerance'], 1)} nats"
     if "error_max" in ds.attrs and ds.attrs.get("error_sampled_pairs", 1):
         phrase += f"; largest error measured {number(ds.attrs['error_max'], 2)} nats"
         if "error_sampled_pairs" in ds.attrs:
