@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -166,6 +167,15 @@ def test_a_folder_without_weights_says_so(llama, tmp_path):
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((llama / name).read_bytes())
     with pytest.raises(ConfregError, match=r"weights of .* cannot be read"):
+        models.load(str(tmp_path))
+
+
+def test_missing_weights_are_not_made_up(llama, tmp_path):
+    for file in llama.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((llama / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    with pytest.raises(ConfregError, match=r"lacks 9 of the weights .*model.layers.3"):
         models.load(str(tmp_path))
 
 

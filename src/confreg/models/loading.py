@@ -133,7 +133,18 @@ def _read(
     if profile is not None:
         words |= profile.keywords(described, source)
     with quiet(), _named(source, "weights"):
-        return AutoModelForCausalLM.from_pretrained(source.path, **resolve_load_kwargs(words))
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.path, output_loading_info=True, **resolve_load_kwargs(words)
+        )
+    network, found = loaded
+    # transformers fills these with random numbers, and says so where nobody looks.
+    if missing := sorted(found["missing_keys"]):
+        raise ConfregError(
+            f"{source.name} lacks {len(missing)} of the weights that {described.row.title} has "
+            f"({', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}): it is incomplete, "
+            "or its configuration is of another model."
+        )
+    return network
 
 
 def _commit(source: Source) -> str | None:
