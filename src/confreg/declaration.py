@@ -70,6 +70,8 @@ class Recipe:
     context : bool
         Whether activations are kept, and effects also reduced over the tokens on which a
         neuron is above its mean.
+    sets : bool
+        Whether sets of neurons are ablated, beside random sets, along the dimension ``set``.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Recipe:
     statistics: bool
     mediated: tuple[str, str]
     context: bool = False
+    sets: bool = False
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     path: Path | None = None
 
@@ -155,6 +158,7 @@ def recipe(
     statistics: bool = True,
     mediated: tuple[str, str] = ("loss_total", "loss_direct"),
     context: bool = False,
+    sets: bool = False,
 ) -> Callable[[Callable[..., dict[str, Any]]], Recipe]:
     """Declare a recipe: decorate a function that holds one trace.
 
@@ -172,6 +176,9 @@ def recipe(
         Names of the total and the direct effect behind ``te``, ``de`` and ``mediated``.
     context : bool
         Keep activations, and say on which tokens each neuron is above its mean.
+    sets : bool
+        Ablate sets of neurons; the function then has the parameters ``random_sets`` and
+        ``deviations``.
     """
 
     def declare(measure: Callable[..., dict[str, Any]]) -> Recipe:
@@ -183,6 +190,7 @@ def recipe(
             statistics=statistics,
             mediated=mediated,
             context=context,
+            sets=sets,
             parameters=_parameters(measure),
             path=Path(source) if source else None,
         )

@@ -46,6 +46,9 @@ class Batch:
         Token-frequency direction, of norm 1.
     log_frequency : Tensor (V,) float32, optional
         log p_freq, -inf at rows of the unembedding that no token owns.
+    sets, set_values : list of Tensor (k,), optional
+        Neurons of the layer that are ablated together, and what replaces them: n is then the
+        number of sets, and ``neurons`` only says what ``activations`` returns.
     """
 
     def __init__(
@@ -71,6 +74,8 @@ class Batch:
         over=None,
         frequency=None,
         log_frequency=None,
+        sets=None,
+        set_values=None,
     ):
         self.inputs = inputs
         self.rows = rows
@@ -93,3 +98,9 @@ class Batch:
         self.over = over
         self.frequency = frequency
         self.log_frequency = log_frequency
+        self.sets = sets
+        self.set_values = set_values
+
+    def count(self):
+        """How many ablations there are: of neurons, or of sets."""
+        return len(self.neurons) if self.sets is None else len(self.sets)

@@ -24,7 +24,11 @@ def ablate(activation, batch):
         return activation
     changed = activation.clone()
     rows = changed.view(len(batch.inputs), -1, changed.shape[-1])
-    copies = rows[batch.rows :].unflatten(0, (len(batch.neurons), batch.rows))
+    copies = rows[batch.rows :].unflatten(0, (batch.count(), batch.rows))
+    if batch.sets is not None:
+        for copy, members, values in zip(copies, batch.sets, batch.set_values):
+            copy[..., members.to(changed.device)] = values.to(changed)
+        return changed
     each = torch.arange(len(batch.neurons), device=changed.device)
     values = values_of(batch, activation).to(changed)[:, None, None]
     copies[each, :, :, batch.neurons.to(changed.device)] = values

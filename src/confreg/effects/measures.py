@@ -60,7 +60,8 @@ def outcome(logits, targets, wanted, log_frequency=None):
         -1 where there is no next token.
     wanted : tuple of str
         Of ``loss`` and ``entropy`` (nats), ``rank`` of the target (0: most likely; -1 without a
-        target), ``reciprocal_rank`` (1/(rank + 1); NaN without a target), ``top1`` (token id) and ``kl_frequency``, D(p_freq ‖ p_model).
+        target), ``reciprocal_rank`` (1/(rank + 1), NaN without a target), ``top1`` (token id)
+        and ``kl_frequency``, D(p_freq ‖ p_model).
     log_frequency : Tensor (V,), optional
 
     Returns

@@ -6,6 +6,7 @@ from .exact import Base, Fan, exact, exact_token, put_back, tilts
 from .geometry import final_norm_change
 from .measures import change, measures_of, outcome, paired, split, variants_of
 from .series import series
+from .sets import close_sets
 from .tally import Tally
 from .temperature import tempering
 from .values import values_of
@@ -41,10 +42,12 @@ def measure(batch, readout, write, activation, residual, raw):
     """
     with torch.no_grad():
         block = Block(batch, readout, write, activation, residual, raw)
-        tally = Tally(len(batch.neurons), batch.keep, len(batch.effects), not batch.reduce)
+        tally = Tally(batch.count(), batch.keep, len(batch.effects), not batch.reduce)
         clean = unablated(block)
         if batch.engine == "forward":
             compare_copies(block, clean, tally)
+        elif batch.sets is not None:
+            close_sets(block, tally, draw(batch, block.raw.device))
         else:
             close(block, tally)
         out = tally.result()
@@ -170,7 +173,7 @@ def close(block, tally):
 
 def draw(batch, device):
     """Which pairs are recomputed in float64: a function of two slices, giving a mask or None."""
-    n, tokens = len(batch.neurons), len(batch.positions)
+    n, tokens = batch.count(), len(batch.positions)
     generator = torch.Generator().manual_seed(batch.seed)
     sample = min(batch.sample, n * tokens)
     if 4 * sample > n * tokens:
@@ -204,11 +207,11 @@ def recheck(base, fan, coefficients, effects, mask, names, tally):
 
 def compare_copies(block, clean, tally):
     """The engine ``forward``: the model's own logits of the copies, against the clean rows'."""
-    rows, effects = block.batch.rows, block.batch.effects
+    rows, effects, count = block.batch.rows, block.batch.effects, block.batch.count()
     for tokens in spans(len(block.positions), block.sizes()[1]):
         targets = block.targets[tokens]
         before = block.logits(tokens)
-        for j in range(len(block.neurons)):
+        for j in range(count):
             copy = slice(rows * (j + 1), rows * (j + 2))
             out = torch.empty(len(targets), len(effects))
             for variant in variants_of(effects):

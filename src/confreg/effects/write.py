@@ -57,8 +57,11 @@ class Write:
         """What each neuron adds to the residual per unit of α: w, or γ_p∘P_p w. (n, d)."""
         if self.post_norm is None:
             return weights
-        centred = weights - weights.mean(-1, keepdim=True) if self.post_centred else weights
-        return self.gain(weights.dtype) * centred
+        return self.gain(weights.dtype) * self.centre(weights)
+
+    def centre(self, x):
+        """P_p x of the post-norm, shape kept."""
+        return x - x.mean(-1, keepdim=True) if self.post_centred else x
 
     def change(self, weights, delta, positions):
         """How far each neuron's ablation moves the residual of each token.

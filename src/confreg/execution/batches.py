@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -65,10 +65,11 @@ def make_batch(
     Parameters
     ----------
     values : ndarray (n,) float32 or None
-        Ablation values of the plan's neurons; None where the trace finds them itself.
+        Ablation values of the plan's neurons; None where the trace finds them itself. For
+        sets (2, n): their members' means and standard deviations.
     """
     start, stop = plan.neuron_units[neuron_unit]
-    layer = int(plan.neurons.layer[start])
+    layer = int(plan.subjects.layer[start])
     units = len(plan.neuron_units) * len(plan.token_units)
     block = token_block(plan.table, *plan.token_units[token_unit])
     engine = plan.engine[layer]
@@ -81,9 +82,8 @@ def make_batch(
         targets=block.targets,
         keep=block.keep,
         layer=layer,
-        neurons=torch.from_numpy(plan.neurons.index[start:stop].copy()),
         width=plan.model.n_neurons,
-        values=None if values is None else torch.from_numpy(values[start:stop].copy()),
+        **_subjects(plan, start, stop, values),
         ablation=(plan.ablation.kind, plan.ablation.value),
         over=mean_over(plan, block),
         effects=tuple(e.name for e in plan.effects),
@@ -97,6 +97,29 @@ def make_batch(
         frequency=frequency,
         log_frequency=log_frequency,
     )
+
+
+def _subjects(plan: Plan, start: int, stop: int, values: np.ndarray | None) -> dict[str, Any]:
+    """What a batch ablates: neurons, or sets, of whose members ``values`` has mean and σ."""
+    if plan.sets is None:
+        return {
+            "neurons": torch.from_numpy(plan.neurons.index[start:stop].copy()),
+            "values": None if values is None else torch.from_numpy(values[start:stop].copy()),
+        }
+    assert values is not None
+    chosen = plan.sets.members[start:stop]
+    where = [np.searchsorted(plan.neurons.index, members) for members in chosen]
+    mean, spread = values
+    replaced = [
+        (mean[at] + k * spread[at]).astype(np.float32)
+        for at, k in zip(where, plan.sets.deviation[start:stop])
+    ]
+    return {
+        "neurons": torch.from_numpy(plan.neurons.index.copy()),
+        "values": torch.from_numpy(mean.copy()),
+        "sets": [torch.from_numpy(members) for members in chosen],
+        "set_values": [torch.from_numpy(each) for each in replaced],
+    }
 
 
 def frequencies(plan: Plan) -> tuple[torch.Tensor | None, torch.Tensor | None]:

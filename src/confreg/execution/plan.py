@@ -14,9 +14,11 @@ from confreg.declaration import Effect, Recipe
 from confreg.errors import ConfregError
 from confreg.execution import ablation as ablations
 from confreg.execution import neurons as choosing
+from confreg.execution import sets as set_choosing
 from confreg.execution.ablation import Ablation
 from confreg.execution.neurons import Neurons
 from confreg.execution.profiles import NdifProfile, Profile
+from confreg.execution.sets import Sets
 from confreg.models.host import available_memory
 
 if TYPE_CHECKING:
@@ -85,6 +87,17 @@ class Plan:
     neuron_units: list[Span]
     token_units: list[Span]
     counts: Counts | None = None
+    sets: Sets | None = None
+
+    @property
+    def subjects(self) -> Neurons | Sets:
+        """What is ablated: neurons, or sets of them (``neurons`` are then their members)."""
+        return self.neurons if self.sets is None else self.sets
+
+    @property
+    def subject(self) -> str:
+        """The dimension of what is ablated."""
+        return "neuron" if self.sets is None else "set"
 
     @property
     def remote(self) -> bool:
@@ -93,7 +106,7 @@ class Plan:
 
     @property
     def shared_pass(self) -> bool:  # noqa: D102
-        return len(self.token_units) == 1
+        return len(self.token_units) == 1 and self.sets is None
 
     @property
     def cube(self) -> bool:
@@ -114,8 +127,8 @@ class Plan:
 
     @property
     def pairs(self) -> int:
-        """Neurons × tokens."""
-        return len(self.neurons) * len(self.table)
+        """Ablations × tokens."""
+        return len(self.subjects) * len(self.table)
 
     @property
     def passes(self) -> dict[str, float]:
@@ -125,7 +138,7 @@ class Plan:
             found["ablation values"] = float(len(self.neurons.layers))
         effects = 0.0
         for start, stop in self.neuron_units:
-            forward = self.engine[int(self.neurons.layer[start])] == "forward"
+            forward = self.engine[int(self.subjects.layer[start])] == "forward"
             effects += 1 + (stop - start) if forward else 1
         found["effects"] = effects
         return found
@@ -133,7 +146,7 @@ class Plan:
     @property
     def bytes_on_disk(self) -> int:
         """Size of the dataset before compression."""
-        n, t, e = len(self.neurons), len(self.table), len(self.effects)
+        n, t, e = len(self.subjects), len(self.table), len(self.effects)
         cube = n * t * (4 * e * self.cube + 4 * self.activations)
         reductions = len(self.token_units) * n * e * 16
         return cube + reductions + t * 80 + n * 60
@@ -183,7 +196,14 @@ def make_plan(
     profile = request.profile or profiles.load("memory")
     parameters = request.recipe.bind(request.parameters)
     layer = int(parameters.get("layer", -1))
-    neurons = choosing.choose(request.neurons, layer, model.n_layers, model.n_neurons, request.seed)
+    sets = None
+    if request.recipe.sets:
+        sets = set_choosing.choose(request.neurons, parameters, model, request.seed)
+        neurons = sets.neurons
+    else:
+        neurons = choosing.choose(
+            request.neurons, layer, model.n_layers, model.n_neurons, request.seed
+        )
     effects = request.recipe.choose(request.effects)
     if not table.keep.any():
         raise ConfregError(
@@ -203,7 +223,12 @@ def make_plan(
         at: _engine(request.engine, at == model.n_layers - 1, effects) for at in neurons.layers
     }
     memory = request.memory or _memory(profile)
-    spans = _Spans(model, table, neurons, len(effects), engine, memory, request, profile)
+    if sets is not None:
+        if request.activations:
+            raise ConfregError("Sets are ablated here: --activations are kept for single neurons.")
+        engine = {at: "exact" if e == "series" else e for at, e in engine.items()}
+    subjects = neurons if sets is None else sets
+    spans = _Spans(model, table, subjects, len(effects), engine, memory, request, profile)
     neuron_units, token_units = spans.neurons(), spans.tokens()
     return Plan(
         request=request,
@@ -219,6 +244,7 @@ def make_plan(
         neuron_units=neuron_units,
         token_units=token_units,
         counts=counts,
+        sets=sets,
     )
 
 
@@ -254,7 +280,7 @@ class _Spans:
 
     model: Description
     table: TokenTable
-    neurons_: Neurons
+    neurons_: Neurons | Sets
     n_effects: int
     engine: dict[int, str]
     memory: int

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from confreg.errors import ConfregError
-from confreg.execution import batches, context, statistics
+from confreg.execution import batches, context, sets, statistics
 from confreg.execution.plan import CLOSED_FORMS, Plan
 from confreg.execution.progress import Progress
 from confreg.results import store as stores
@@ -51,6 +51,7 @@ def open_store(plan: Plan, path: Path, overwrite: bool, command_line: str) -> St
         plan.neuron_units,
         plan.token_units,
         variables=plan.variables,
+        subject=plan.subject,
     )
 
 
@@ -145,6 +146,8 @@ def _frequency(plan: Plan, store: Store, place: Here | Remote, progress: Progres
 def _values(
     plan: Plan, store: Store, place: Here | Remote, progress: Progress
 ) -> np.ndarray | None:
+    if plan.sets is not None:
+        return _set_values(plan, store, place, progress)
     if store.has("ablation_value"):
         return np.asarray(store.read("ablation_value"))
     if plan.ablation.over_tokens and plan.shared_pass:
@@ -155,6 +158,22 @@ def _values(
     store.write("ablation_value", values)
     place.stored("values")
     return values
+
+
+def _set_values(plan: Plan, store: Store, place: Here | Remote, progress: Progress) -> np.ndarray:
+    """Means and standard deviations of the sets' members, (2, n)."""
+    found = []
+    for name, measure in (
+        ("ablation_value", statistics.ablation_values),
+        ("activation_deviation", statistics.deviations),
+    ):
+        if not store.has(name):
+            tokens = len(plan.table) * len(plan.neurons.layers)
+            with progress.bar(name.replace("_", " ") + "s", tokens, "tokens") as advance:
+                store.write(name, measure(plan, place.model(name), advance))
+            place.stored(name)
+        found.append(store.read(name))
+    return np.stack(found)
 
 
 def _effects(
@@ -231,6 +250,8 @@ def finish(plan: Plan, store: Store) -> None:
             share = 1 - de / te
         for name, values in (("te", te), ("de", de), ("te_mediated", te - de), ("mediated", share)):
             store.write(name, values.astype(np.float32))
+    if plan.sets is not None:
+        store.write("p_random", sets.p_values(plan.sets, abs_sum))
     if plan.request.recipe.context:
         context.write(plan, store)
     store.finish(_error_attributes(plan, store))

@@ -132,11 +132,24 @@ def ablation_values(
     return np.concatenate([_layer_values(plan, model, at, advance) for at in plan.neurons.layers])
 
 
+def deviations(
+    plan: Plan, model: Model, advance: Callable[[int], None] = lambda tokens: None
+) -> np.ndarray:
+    """Standard deviations of the plan's neurons over the tokens of ``mean_over``, (n,) float32.
+
+    Of the activations themselves, token by token.
+    """
+    return np.concatenate(
+        [_layer_values(plan, model, at, advance, spread=True) for at in plan.neurons.layers]
+    )
+
+
 def _layer_values(
-    plan: Plan, model: Model, layer: int, advance: Callable[[int], None]
+    plan: Plan, model: Model, layer: int, advance: Callable[[int], None], spread: bool = False
 ) -> np.ndarray:
     index = torch.from_numpy(plan.neurons.index[plan.neurons.layer == layer].copy())
-    summed = plan.ablation.kind == "mean"  # a percentile needs every activation
+    # A percentile needs every activation.
+    summed = spread or plan.ablation.kind == "mean"
     down_proj = model.down_proj(layer)
     parts, count = [], 0
     for start, stop in plan.token_units:
@@ -144,14 +157,19 @@ def _layer_values(
         chosen = block.positions[mean_over(plan, block)]
         with model.trace(block.inputs) as tracer:
             activation = effects.pick(down_proj.input, chosen, index)
-            part = activation.double().sum(0) if summed else activation.float()
+            part = activation.float()
+            if summed:
+                wide = activation.double()
+                part = torch.stack([wide.sum(0), wide.square().sum(0)])
             part = nnsight.save(part.cpu())
             tracer.stop()
         parts.append(part)
         count += len(chosen)
         advance(stop - start)
     if summed:
-        return (torch.stack(parts).sum(0) / count).float().numpy()
+        mean, square = torch.stack(parts).sum(0) / count
+        found = (square - mean.square()).clamp_min(0).sqrt() if spread else mean
+        return found.float().numpy()
     every = torch.ones(count, dtype=torch.bool)
     return effects.ablation_values(
         torch.cat(parts), plan.ablation.kind, plan.ablation.value, every

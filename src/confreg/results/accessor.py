@@ -84,8 +84,9 @@ class Accessor:
         return ranked.head(n)
 
     def table(self) -> pd.DataFrame:
-        """Every per-neuron variable as a column, one row a neuron."""
-        one = self._ds[[v for v in self._ds.data_vars if self._ds[v].dims == ("neuron",)]]
+        """Every per-neuron variable as a column, one row a neuron (or set of neurons)."""
+        subject = "set" if "set" in self._ds.dims else "neuron"
+        one = self._ds[[v for v in self._ds.data_vars if self._ds[v].dims == (subject,)]]
         frame = one.reset_coords(drop=True).to_dataframe()
         first = [c for c in TABLE_COLUMNS if c in frame]
         return frame.reindex(columns=[*first, *(c for c in frame if c not in first)])

@@ -50,6 +50,8 @@ def coordinates(plan: Plan) -> xr.Dataset:
     }
     if plan.request.recipe.statistics:
         values["component"] = np.arange(plan.model.d_model)
+    if plan.sets is not None:
+        values.update(plan.sets.coordinates())
     if plan.parameters.get("all_layers"):
         values["model_layer"] = np.arange(plan.model.n_layers)
         values["model_index"] = np.arange(plan.model.n_neurons)

@@ -52,6 +52,12 @@ COORDINATES = _rows(
         ("neuron", "neuron", "str", "", "neuron, as layer.index"),
         ("layer", "neuron", "int32", "", "layer of the neuron, from 0"),
         ("index", "neuron", "int32", "", "index of the neuron in its layer, from 0"),
+        ("set", "set", "str", "", "neurons that are ablated together"),
+        ("set_kind", "set", "str", "", "chosen, or a random control"),
+        ("set_control", "set", "int32", "", "chosen set that it is, or that it is a control of"),
+        ("set_deviation", "set", "float32", "1", "k of the ablation values mean + k·σ"),
+        ("set_size", "set", "int32", "", "how many neurons it has"),
+        ("member", "set neuron", "bool", "", "whether the neuron is in the set"),
         ("token", "token", "int64", "", "token, counted over all sequences"),
         ("sequence", "token", "int32", "", "sequence that the token is in"),
         ("position", "token", "int32", "", "position of the token in its sequence"),
@@ -142,6 +148,20 @@ DATA = _rows(
             "see effect_units",
             "mean effect over kept tokens on which the neuron is above its mean",
         ),
+        (
+            "activation_deviation",
+            "neuron",
+            "float32",
+            "1",
+            "standard deviation of the activation over the tokens of mean_over",
+        ),
+        (
+            "p_random",
+            "neuron effect",
+            "float32",
+            "1",
+            "share of random sets whose mean absolute effect is at least as large",
+        ),
         ("ablation_value", "neuron", "float32", "1", "value that replaces the activation"),
         ("te", "neuron", "float32", "nats", "mean absolute total effect over kept tokens"),
         ("de", "neuron", "float32", "nats", "mean absolute direct effect over kept tokens"),
@@ -178,7 +198,7 @@ DATA = _rows(
 
 PER_SUBJECT = (
     "effects", "effect_mean", "effect_abs_mean", "te", "de", "mediated", "te_mediated",
-    "temperature_share",
+    "temperature_share", "p_random",
 )  # fmt: skip
 """Variables over what is ablated: along ``set`` where sets are, in place of ``neuron``."""
 
