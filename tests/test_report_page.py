@@ -170,11 +170,11 @@ def test_bare_neurons_and_no_attributes(tmp_path):
 
 def test_unfinished_run_is_called_so(ds, tmp_path):
     half = ds.copy(deep=True)
-    half.attrs |= {"complete": 0, "error_warning": "The error is large."}
+    half.attrs |= {"complete": 0, "error_warning": "The error is large.", "counts_warning": "Few."}
     half["te"][4:] = np.nan
     text = Elements(report.write(half, tmp_path / "a.html").read_text("utf-8")).text
     assert "not finished" in text
-    assert "The error is large." in text
+    assert "The error is large. Few." in text
 
 
 def test_everything_missing_is_a_page(ds, tmp_path):
@@ -191,6 +191,8 @@ def test_remote_jobs(ds, tmp_path):
     )
     text = Elements(report.write(remote, tmp_path / "a.html").read_text("utf-8")).text
     assert "2 jobs, 5 MB sent, 4 s of the server's time." in text
+    less = report.write(remote.drop_vars("job_seconds"), tmp_path / "b.html").read_text("utf-8")
+    assert "2 jobs, 5 MB sent." in Elements(less).text
 
 
 def test_frequency_recipe_has_its_own_section_and_words(ds, tmp_path):

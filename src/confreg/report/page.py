@@ -153,9 +153,8 @@ def _warnings(ds: xr.Dataset) -> list[str]:
     found = []
     if int(ds.attrs.get("complete", 1)) == 0:
         found.append("The run is not finished: what follows is what there is so far.")
-    if ds.attrs.get("error_warning"):
-        found.append(str(ds.attrs["error_warning"]))
-    return found
+    said = (ds.attrs.get(name) for name in ("error_warning", "counts_warning"))
+    return found + [str(warning) for warning in said if warning]
 
 
 def _join(ds: xr.Dataset, **parts: str) -> str:

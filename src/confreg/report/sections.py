@@ -271,14 +271,16 @@ def details(ds: xr.Dataset, options: Options) -> Section:
     return Section("detail", "In context", lead, template="details", data=data)
 
 
-@section(needs=("job_seconds",))
-def jobs(ds: xr.Dataset, options: Options) -> Section:
+@section(needs=())
+def jobs(ds: xr.Dataset, options: Options) -> Section | None:
     """Show what remote jobs sent, received and computed."""
+    if "job" not in ds.dims or not {"job_bytes_up", "job_bytes_down", "job_seconds"} & set(ds):
+        return None
     parts = [f"{ds.sizes['job']} jobs"]
     for name, verb in (("job_bytes_up", "sent"), ("job_bytes_down", "received")):
         if name in ds:
             parts.append(f"{number(float(ds[name].sum()) / 1e6)} MB {verb}")
-    parts.append(f"{number(float(ds['job_seconds'].sum()))} s of the server's time")
-    lead = ", ".join(parts) + "."
+    if "job_seconds" in ds:
+        parts.append(f"{number(float(ds['job_seconds'].sum()))} s of the server's time")
     figure = Figure("jobs", figures.jobs(ds), "Size and server time of every job.")
-    return Section("jobs", "Remote jobs", lead, [figure])
+    return Section("jobs", "Remote jobs", ", ".join(parts) + ".", [figure])
