@@ -80,7 +80,7 @@ class Supervisor:
             self.save(ready=True)
             while not self.ended:
                 self.watch()
-                time.sleep(0.2)
+                time.sleep(0.5)
         except StartError as error:
             self.save(error=str(error))
         finally:
@@ -230,9 +230,10 @@ class Supervisor:
     def _reap(self) -> None:
         """Collect adopted processes that have ended; our own are left to `subprocess`."""
         own = {process.pid for process in self.running.values()}
-        for child in psutil.Process().children():
-            if child.pid not in own and child.status() == psutil.STATUS_ZOMBIE:
-                os.waitpid(child.pid, os.WNOHANG)
+        me = os.getpid()
+        children = Path(f"/proc/{me}/task/{me}/children").read_text().split()
+        for pid in set(map(int, children)) - own:
+            os.waitpid(pid, os.WNOHANG)  # does nothing while it runs
 
     def _end(self, *_: Any) -> None:
         self.ended = True
