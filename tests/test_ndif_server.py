@@ -357,7 +357,7 @@ def test_a_part_of_the_server_is_killed_during_a_job(lab, local, tmp_path, recip
 
 def test_a_deadline_ends_in_one_sentence_and_a_store_that_resumes(lab, tmp_path, recipe):
     out = tmp_path / "run.zarr"
-    process = start(lab, recipe, out, "-P", "deadline=0.5", "-P", "retries=0", "-p", "seconds=3")
+    process = start(lab, recipe, out, "-P", "deadline=0.5", "-p", "seconds=3")
     said = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 2
     assert len(said.strip().splitlines()) == 1
