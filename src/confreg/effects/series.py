@@ -17,14 +17,12 @@ the loss changes by log A − f(target) and the entropy by log A − (B + C)/A. 
 The derivation is in docs/effects.md.
 """
 
-import math
-
 import torch
 
 from .exact import LOG2E, exact_token, others
 from .measures import split, variants_of
 
-HEAD = 3e-6  # probability above which a vocabulary entry belongs to a token's head
+HEAD = -12.7  # log probability above which a vocabulary entry belongs to a token's head
 CUBIC = 0.5  # suspects a token, over both variants, for which a neuron's third order pays
 BLOCK = 2048  # vocabulary entries at once, so that what is made of them stays in the cache
 
@@ -333,11 +331,10 @@ class Head:
     """One token's head: the vocabulary entries that stage 2 sums exactly."""
 
     def __init__(self, side, by_entry, token):
-        level = math.log(HEAD)
-        entries = (side.log_p[token] > level).nonzero()[:, 0]
+        entries = (side.log_p[token] > HEAD).nonzero()[:, 0]
         self.p, self.py, self.variables = side.at(token, entries)
         self.u = by_entry.index_select(0, entries)
-        self.peak = side.entropy[token, 0] + level
+        self.peak = side.entropy[token, 0] + HEAD
 
     def refine(self, sums, gain, coefficients, mean, rows):
         """Stage 2: `Sums` (m,) of the neurons ``rows``, given theirs of stage 1."""
