@@ -29,9 +29,8 @@ from hub import Hub
 import confreg
 from confreg.errors import ConfregError
 from confreg.execution import doctor, ndif, profiles, server
-from confreg.execution.journal import Journal
+from confreg.execution.journal import Journal, journal_path
 from confreg.execution.ndif_faults import Transient
-from confreg.execution.remote import journal_path
 from confreg.models import embedded
 
 pytestmark = [pytest.mark.remote, pytest.mark.slow]

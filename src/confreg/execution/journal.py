@@ -59,6 +59,11 @@ class Cost:
     waited: float
 
 
+def journal_path(store: Path) -> Path:
+    """Where the journal of a store's jobs is: beside it."""
+    return store.with_name(f"{store.name}.jobs.jsonl")
+
+
 class Journal:
     """Jobs by unit of work. Safe for several threads; for one process at a time.
 

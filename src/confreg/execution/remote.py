@@ -17,6 +17,7 @@ import torch
 from confreg import effects
 from confreg.errors import ConfregError
 from confreg.execution import batches
+from confreg.execution.journal import journal_path
 from confreg.execution.ndif_faults import TooLarge, Transient
 from confreg.execution.plan import CLOSED_FORMS, Plan
 from confreg.execution.profiles import NdifProfile
@@ -29,11 +30,6 @@ if TYPE_CHECKING:
 
 # A unit that fails in so many halvings is too large for a reason that halving does not mend.
 HALVINGS = 6
-
-
-def journal_path(store: Path) -> Path:
-    """Where the journal of a store's jobs is: beside it."""
-    return store.with_name(f"{store.name}.jobs.jsonl")
 
 
 class Remote:

@@ -13,6 +13,7 @@ import torch
 
 from confreg.errors import ConfregError
 from confreg.execution import batches, context, sets, statistics
+from confreg.execution.journal import journal_path
 from confreg.execution.plan import CLOSED_FORMS, Plan
 from confreg.execution.progress import Progress
 from confreg.results import store as stores
@@ -41,6 +42,7 @@ def open_store(plan: Plan, path: Path, overwrite: bool, command_line: str) -> St
     configuration = plan.configuration()
     if overwrite:
         stores.remove(path)
+        journal_path(path).unlink(missing_ok=True)
     if path.exists():
         return Store.resume(path, configuration)
     return Store.create(
