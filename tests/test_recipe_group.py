@@ -85,7 +85,7 @@ def test_controls_are_of_the_same_size_and_hold_none_of_the_chosen(checkpoint, w
     # A control is the same set at every ablation value.
     labels = ds["set"].values.tolist()
     first = member[labels.index("random-0.1")]
-    np.testing.assert_array_equal(first, member[labels.index("random-0.1 +1σ")])
+    np.testing.assert_array_equal(first, member[labels.index("random-0.1:+1σ")])
 
 
 def test_the_share_of_random_sets_that_do_as_much(checkpoint, words, tmp_path):

@@ -112,7 +112,7 @@ def choose(spec: str, parameters: Mapping[str, Any], model: Description, seed: i
             for _ in range(int(parameters["random_sets"]))
         ]
         for k in deviations:
-            at = f" {k:+g}σ" if k else ""
+            at = f":{k:+g}σ" if k else ""
             rows.append((part.index, f"chosen-{number}{at}", "chosen", number, k))
             rows += [
                 (members, f"random-{number}.{i}{at}", "random", number, k)

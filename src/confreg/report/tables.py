@@ -11,12 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from confreg.errors import ConfregError
+from confreg.report.wording import mediator
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from confreg.execution.doctor import Check
     from confreg.execution.plan import Plan
+    from confreg.execution.sets import Sets
 
 HEADINGS = {
     "te": "TE",
@@ -29,9 +31,9 @@ HEADINGS = {
 }
 # What ρ, TE and DE are is said once under the table, for readers who come without the paper.
 LEGEND = (
-    "TE, DE: mean |change of loss| in nats when the neuron is ablated, everything recomputed, and "
-    "with the final norm's scale frozen. 1 − DE/TE: share that the norm mediates. ρ: share of "
-    "w_out that the unembedding barely reads."
+    "TE, DE: mean |change of loss| in nats when the {subject} is ablated, everything recomputed, "
+    "and with {frozen} frozen. 1 − DE/TE: share that it mediates. ρ: share of w_out that the "
+    "unembedding barely reads."
 )
 
 
@@ -58,9 +60,10 @@ def print_top(ds: xr.Dataset, by: str = "te_mediated", n: int = 10, smallest: bo
         by = str(ds["effect"].values[0])
     frame = ds.confreg.top(by, n, smallest)
     columns = [c for c in (*HEADINGS, by) if c in frame]
-    title = f"{ds.attrs['title']}: {len(frame)} of {ds.sizes['neuron']} neurons"
+    subject = "set" if "set" in ds.dims else "neuron"
+    title = f"{ds.attrs['title']}: {len(frame)} of {ds.sizes[subject]} {subject}s"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("neuron", style="bold", no_wrap=True)
+    table.add_column(subject, style="bold", no_wrap=True)
     for column in dict.fromkeys(columns):
         table.add_column(HEADINGS.get(column, column), justify="right", no_wrap=True)
     for label, row in frame.iterrows():
@@ -68,7 +71,8 @@ def print_top(ds: xr.Dataset, by: str = "te_mediated", n: int = 10, smallest: bo
     console = _console()
     console.print(table)
     if "te" in columns:
-        console.print(LEGEND, style="dim")
+        said = LEGEND.format(subject=subject, frozen=mediator(ds)[0])
+        console.print(said, style="dim")
 
 
 def _number(value: float) -> str:
@@ -101,16 +105,23 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("text", f"{plan.table.corpus}: {tokens:,} tokens in {len(plan.table.sequences)} sequences,"
                  f" {int(plan.table.keep.sum()):,} kept"),
         ("neurons", f"{neurons:,} of layer {', '.join(map(str, plan.neurons.layers))}"),
+        *([] if plan.sets is None else [("sets", _sets(plan.sets))]),
         ("effects", ", ".join(e.name for e in plan.effects)),
         ("engine", engines),
         ("passes", "; ".join(passes) + " (each token through the model)"
                    + ("; ablation values share it" if shared else "")),
         ("units", f"{len(plan.neuron_units)} × {len(plan.token_units)} of up to "
-                  f"{n1 - n0:,} neurons × {t1 - t0:,} tokens"),
-        ("pairs", f"{plan.pairs:,} neurons × tokens"),
+                  f"{n1 - n0:,} {plan.subject}s × {t1 - t0:,} tokens"),
+        ("pairs", f"{plan.pairs:,} {plan.subject}s × tokens"),
         ("in memory", f"{size(plan.memory)} beside the model"),
         ("on disk", f"{size(plan.bytes_on_disk)} before compression"),
     ]  # fmt: skip
+
+
+def _sets(sets: Sets) -> str:
+    chosen = int((sets.kind == "chosen").sum())
+    values = ", ".join(f"{k:+g}" for k in sorted(set(sets.deviation.tolist())))
+    return f"{chosen:,} chosen and {len(sets) - chosen:,} random, at mean + k·σ for k = {values}"
 
 
 def size(count: float) -> str:
