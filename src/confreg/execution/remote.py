@@ -173,7 +173,7 @@ def halves(batch: effects.Batch) -> tuple[effects.Batch, effects.Batch] | None:
 def _cut_neurons(batch: effects.Batch, at: int) -> tuple[effects.Batch, effects.Batch]:
     first, second = copy.copy(batch), copy.copy(batch)
     for part, where in ((first, slice(None, at)), (second, slice(at, None))):
-        if batch.sets is not None:
+        if batch.sets is not None and batch.set_values is not None:
             part.sets, part.set_values = batch.sets[where], batch.set_values[where]
         else:
             part.neurons = batch.neurons[where]
