@@ -217,6 +217,45 @@ def test_frequency_recipe_has_its_own_section_and_words(ds, tmp_path):
     assert [trace.name for trace in layers.data] == ["largest", "99 %", "median"]
 
 
+def test_sets_are_shown_against_their_controls(ds, tmp_path):
+    labels = np.array(
+        ["chosen-0", "chosen-0 +1σ", *(f"random-0.{i} +1σ" for i in range(28))], object
+    )
+    sets = ds[["effects", "loss", "te", "de", "mediated"]].rename(neuron="set")
+    sets = sets.drop_vars(["layer", "index"]).assign_coords(
+        set=labels,
+        set_kind=("set", np.array(["chosen"] * 2 + ["random"] * 28, object)),
+        set_deviation=("set", np.arange(30) % 2.0),
+        set_size=("set", np.full(30, 4)),
+    )
+    means = np.arange(120.0).reshape(30, 4)
+    for name in ("effect_mean", "effect_abs_mean", "p_random"):
+        sets[name] = (("set", "effect"), means)
+    page = report.write(sets, tmp_path / "a.html").read_text("utf-8")
+    elements = Elements(page)
+    assert "Each chosen set against 14 random sets" in elements.text
+    details = [i for i in elements.attributes("id") if i.startswith("n-")]
+    assert sorted(details) == ["n-chosen-0", "n-chosen-0__1σ"]
+    targets = {target[1:] for target in elements.attributes("href")}
+    assert set(details) <= targets <= set(elements.attributes("id"))
+    random, chosen = report.figures.sets(sets, "loss_total").data
+    assert list(chosen.y) == [0.0, 4.0]
+    assert list(chosen.x) == [0.0, 1.0]
+    assert len(random.y) == 28
+    assert set(np.round(random.x)) == {0.0, 1.0}
+
+
+def test_confidence_in_context_is_drawn_where_the_neuron_is_active(ds, tmp_path):
+    above = np.zeros((30, 240), bool)
+    above[3, [2, 10, 11, 39]] = True  # of these, 2 and 39 are not kept
+    active = ds.assign(above_mean=(("neuron", "token"), above))
+    page = report.write(active, tmp_path / "a.html", neurons=["11.3"]).read_text("utf-8")
+    assert "11.3, at kept tokens where its activation is above its mean." in page
+    trace = report.figures.against_loss(active, "11.3").data[0]
+    assert list(trace.y) == pytest.approx(ds["effects"].values[3, [10, 11], 0].tolist())
+    assert list(trace.x) == pytest.approx(ds["loss"].values[[10, 11]].tolist())
+
+
 def test_words_are_those_of_the_dataset(ds, page, tmp_path):
     assert "token-frequency" not in Elements(page).text
     assert "LogitVar variance over the vocabulary" in Elements(page).text

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from confreg.report.neurons import subject
 from confreg.report.wording import effect_label, number, signed
 
 if TYPE_CHECKING:
@@ -92,10 +93,15 @@ def shaded_effects(ds: xr.Dataset) -> list[str]:
     return totals or names
 
 
+def has_activation(ds: xr.Dataset) -> bool:
+    """Say whether the dataset knows an activation of what it ablates."""
+    return "activation" in ds and subject(ds) in ds["activation"].dims
+
+
 def quantities(ds: xr.Dataset) -> list[str]:
     """Return what the numbers of a word are, in order."""
     names = [effect_label(name) for name in shaded_effects(ds)]
-    names += ["activation"] if "activation" in ds else []
+    names += ["activation"] if has_activation(ds) else []
     return names + [f"unablated {name}" for name in ("loss", "rank") if name in ds]
 
 
@@ -105,11 +111,12 @@ def detail(ds: xr.Dataset, tokens: Tokens, neuron: str, count: int = 6) -> Detai
     Only this neuron's part of the cube is read. "Most" is the largest absolute value of
     the first of :func:`shaded_effects`, over kept tokens, at most one in a window.
     """
-    row = [str(label) for label in ds["neuron"].values].index(neuron)
+    dim = subject(ds)
+    row = [str(label) for label in ds[dim].values].index(neuron)
     names = shaded_effects(ds)
-    cube = ds["effects"].isel(neuron=row).sel(effect=names).transpose("token", "effect")
+    cube = ds["effects"].isel({dim: row}).sel(effect=names).transpose("token", "effect")
     effects = np.asarray(cube.values, dtype=float)
-    activation = ds["activation"].isel(neuron=row).values if "activation" in ds else None
+    activation = ds["activation"].isel({dim: row}).values if has_activation(ds) else None
     centres = _most_affected(effects[:, 0], tokens, count)
     windows = [tokens.window(token) for token in centres]
     shown = np.array(sorted({token for window in windows for token in window}), dtype=int)

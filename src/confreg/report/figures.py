@@ -5,12 +5,13 @@ They read only small variables, never the cube, and work in a notebook as they a
 
 from __future__ import annotations
 
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from confreg.report import neurons
-from confreg.report.wording import label, number
+from confreg.report.wording import effect_label, label, number
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -127,6 +128,76 @@ def frequency_layers(ds: xr.Dataset) -> go.Figure:
     figure.update_xaxes(title="layer")
     figure.update_yaxes(title="|cosine| with the token-frequency direction", rangemode="tozero")
     return _legend(_styled(figure))
+
+
+def sets(ds: xr.Dataset, effect: str) -> go.Figure:
+    """Draw every set's mean effect by its ablation value; chosen sets stand out.
+
+    Needs ``effect_mean (set, effect)`` and the coordinates ``set_kind``, ``set_deviation``.
+    """
+    import plotly.graph_objects as go
+
+    values = ds["effect_mean"].sel(effect=effect).values
+    deviation, kinds = ds["set_deviation"].values, ds["set_kind"].values
+    steps = np.unique(deviation)
+    # Sets of one ablation value lie side by side, always in the same places.
+    shift = np.random.default_rng(0).uniform(-0.25, 0.25, len(values)) * (kinds == "random")
+    at = np.searchsorted(steps, deviation) + shift
+    figure = go.Figure()
+    for kind, marker in (
+        ("random", {"color": "#94a3b8", "size": 6, "opacity": 0.6}),
+        ("chosen", {"color": "#d1364f", "size": 11, "symbol": "diamond"}),
+    ):
+        rows = kinds == kind
+        figure.add_trace(
+            go.Scatter(
+                x=at[rows],
+                y=values[rows],
+                name=kind,
+                mode="markers",
+                marker=marker,
+                customdata=[str(label) for label in ds["set"].values[rows]],
+                hovertemplate="<b>%{customdata}</b><br>%{y:.4g}<extra></extra>",
+            )
+        )
+    names = ["mean" if step == 0 else f"mean {step:+g}σ" for step in steps]
+    figure.update_xaxes(tickvals=list(range(len(steps))), ticktext=names)
+    units = str(ds["effect_units"].sel(effect=effect).values) if "effect_units" in ds else ""
+    unit = f" ({units})" if units not in ("", "1") else ""
+    figure.update_yaxes(title=f"mean {effect_label(effect)}{unit}")
+    return _legend(_styled(figure))
+
+
+def against_loss(ds: xr.Dataset, neuron: str) -> go.Figure:
+    """Draw the change of loss against the loss before, at tokens where a neuron is active.
+
+    Needs ``effects``, ``loss``, ``above_mean (neuron, token)``; the colour is the reciprocal
+    rank of the correct token where the dataset has ``rank``. Reads one neuron of the cube.
+    """
+    import plotly.graph_objects as go
+
+    row = neurons.table(ds).labels.index(neuron)
+    effect = str(ds["effect"].values[0])
+    change = np.asarray(ds["effects"].isel(neuron=row).sel(effect=effect).values)
+    active = np.asarray(ds["above_mean"].isel(neuron=row).values, dtype=bool)
+    rows = np.flatnonzero(active & ds["keep"].values & np.isfinite(change))[:MAX_POINTS]
+    marker: dict[str, Any] = {"size": 5.5, "opacity": 0.7, "color": LINE}
+    if "rank" in ds:
+        rank = 1 / (1 + ds["rank"].values[rows].astype(float))
+        marker |= {"color": rank, "colorscale": SHARES, "cmin": 0, "cmax": 1}
+    figure = go.Figure(
+        go.Scatter(
+            x=ds["loss"].values[rows],
+            y=change[rows],
+            mode="markers",
+            marker=marker,
+            text=[escape(repr(str(text))) for text in ds["token_text"].values[rows]],
+            hovertemplate="after %{text}<br>loss %{x:.3f}<br>change %{y:.4f}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title="loss before (nats)")
+    figure.update_yaxes(title=f"{effect_label(effect)} (nats)")
+    return _styled(figure)
 
 
 def spectrum(ds: xr.Dataset) -> go.Figure:

@@ -1,4 +1,7 @@
-"""The neurons of a dataset as a table, and which of them are worth showing first."""
+"""What a dataset ablates as a table, and what of it is worth showing first.
+
+That is neurons, or sets of neurons that are ablated together.
+"""
 
 from __future__ import annotations
 
@@ -86,14 +89,20 @@ class Table:
         return chosen + others[: count - len(chosen)]
 
 
+def subject(ds: xr.Dataset) -> str:
+    """Return the dimension of what is ablated: ``"neuron"``, or ``"set"``."""
+    return "set" if "set" in ds.dims else "neuron"
+
+
 def table(ds: xr.Dataset) -> Table:
-    """Collect every number that each neuron has: the variables of dims (neuron,)."""
-    names = [str(name) for name in ds.data_vars if ds[name].dims == ("neuron",)]
+    """Collect every number of each thing that is ablated: the variables of that dimension."""
+    dim = subject(ds)
+    names = [str(name) for name in ds.data_vars if ds[name].dims == (dim,)]
     names = [name for name in names if ds[name].dtype.kind in "fiu"]
     found = [name for name in _FIRST if name in names]
     found += [name for name in names if name not in found]
     columns = {name: np.asarray(ds[name].values, dtype=float) for name in found}
     if "te_mediated" not in columns and {"te", "de"} <= columns.keys():
         columns["te_mediated"] = columns["te"] - columns["de"]
-    layer = np.asarray(ds["layer"].values) if "layer" in ds else None
-    return Table([str(label) for label in ds["neuron"].values], columns, layer)
+    layer = np.asarray(ds["layer"].values) if dim == "neuron" and "layer" in ds else None
+    return Table([str(label) for label in ds[dim].values], columns, layer)

@@ -11,6 +11,7 @@ import numpy as np
 
 from confreg.errors import ConfregError
 from confreg.report import neurons, sections
+from confreg.report.neurons import subject
 from confreg.report.wording import glossary, mediator, number, percent
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def write(
     path
         The file to write; an existing one is replaced.
     neurons
-        Labels of the neurons to show in detail; None: the ``details`` strongest.
+        Labels of the neurons (or sets) to show in detail; None: the ``details`` strongest.
     details
         How many neurons to show in detail.
     contexts
@@ -51,7 +52,7 @@ def write(
     Raises
     ------
     ConfregError
-        If the dataset has no neurons or lacks one of those named, or the file cannot be
+        If the dataset ablates nothing or lacks one of those named, or the file cannot be
         written.
     """
     path = Path(path)
@@ -71,9 +72,10 @@ def render(ds: xr.Dataset, options: sections.Options) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
-    if "neuron" not in ds.dims or "neuron" not in ds:
+    dim = subject(ds)
+    if dim not in ds.dims or dim not in ds:
         raise ConfregError(
-            "The dataset has no dimension 'neuron' with labels: it is no result of confreg."
+            f"The dataset has no dimension {dim!r} with labels: it is no result of confreg."
         )
     _check_named(ds, options)
     environment = Environment(
@@ -84,6 +86,7 @@ def render(ds: xr.Dataset, options: sections.Options) -> str:
         lstrip_blocks=True,
     )
     environment.globals["figure_json"] = _figure_json
+    environment.filters["slug"] = _slug
     made, missing = sections.compose(ds, options)
     return environment.get_template("page.html.j2").render(
         title=_title(ds),
@@ -122,12 +125,17 @@ def _figure_json(figure: Any) -> str:
     return text
 
 
+def _slug(label: str) -> str:
+    """Make a label fit for an element's id; script.js.j2 does the same."""
+    return re.sub(r"[^\w.-]", "_", label)
+
+
 def _check_named(ds: xr.Dataset, options: sections.Options) -> None:
-    known = {str(label) for label in ds["neuron"].values}
+    known = {str(label) for label in ds[subject(ds)].values}
     for name in options.neurons or ():
         if name not in known:
             raise ConfregError(
-                f"The dataset has no neuron {name!r}: labels read layer.index, as "
+                f"The dataset has no {subject(ds)} {name!r}; it has {len(known)}, for instance "
                 f"{min(known, key=len)!r}."
             )
 
@@ -140,7 +148,7 @@ def _title(ds: xr.Dataset) -> tuple[str, str]:
 def _summary(ds: xr.Dataset) -> list[dict[str, str]]:
     """Return the three strongest neurons, with what ablating them does."""
     frame = neurons.table(ds)
-    if "te_mediated" not in frame or "mediated" not in frame:
+    if subject(ds) != "neuron" or "te_mediated" not in frame or "mediated" not in frame:
         return []
     found = []
     for name in frame.ranked("te_mediated")[:3]:
@@ -179,7 +187,9 @@ def _run(ds: xr.Dataset) -> str:
 
 
 def _neurons(ds: xr.Dataset) -> str:
-    count = f"{ds.sizes['neuron']:,}"
+    count = f"{ds.sizes['neuron']:,}" if "neuron" in ds.sizes else ""
+    if "set" in ds.sizes:
+        count = f"{ds.sizes['set']:,} sets" + (f" drawn from {count} neurons" if count else "")
     if "layer" not in ds:
         return count
     layers = np.unique(ds["layer"].values)

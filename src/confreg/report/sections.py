@@ -40,7 +40,10 @@ class Options:
             return []
         if self.neurons is not None:
             return list(self.neurons)
-        return neurons.table(ds).strongest(self.details)
+        frame = neurons.table(ds)
+        if "set_kind" in ds:  # random controls are there to be compared with, not to be read
+            frame = frame.take(np.asarray(ds["set_kind"].values == "chosen"))
+        return frame.strongest(self.details)
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,15 @@ class Entry:
     make: Maker
     needs: tuple[str, ...]
     otherwise: str
+    subject: str
 
 
 REGISTRY: list[Entry] = []
 
 
-def section(needs: Sequence[str], otherwise: str = "") -> Callable[[Maker], Maker]:
+def section(
+    needs: Sequence[str], otherwise: str = "", subject: str = "neuron"
+) -> Callable[[Maker], Maker]:
     """Register a section; sections appear in the order in which they are registered.
 
     Parameters
@@ -91,10 +97,13 @@ def section(needs: Sequence[str], otherwise: str = "") -> Callable[[Maker], Make
         Variables without which the section is left out.
     otherwise
         The sentence that then stands at the end of the page; empty: none.
+    subject
+        The dimension of what is ablated in the datasets that it is about: neuron or set;
+        empty: either.
     """
 
     def register(make: Maker) -> Maker:
-        REGISTRY.append(Entry(make, tuple(needs), otherwise))
+        REGISTRY.append(Entry(make, tuple(needs), otherwise, subject))
         return make
 
     return register
@@ -103,7 +112,8 @@ def section(needs: Sequence[str], otherwise: str = "") -> Callable[[Maker], Make
 def compose(ds: xr.Dataset, options: Options) -> tuple[list[Section], list[str]]:
     """Make every section that the dataset allows; also what to say of the others."""
     sections, missing = [], []
-    for entry in REGISTRY:
+    subjects = ("", neurons.subject(ds))
+    for entry in (entry for entry in REGISTRY if entry.subject in subjects):
         made = entry.make(ds, options) if all(name in ds for name in entry.needs) else None
         if made is not None:
             sections.append(made)
@@ -169,6 +179,21 @@ def null_space(ds: xr.Dataset, options: Options) -> Section:
     return Section("null-space", "What the unembedding does not read", "", shown)
 
 
+@section(needs=("above_mean", "effects", "loss"))
+def confidence(ds: xr.Dataset, options: Options) -> Section:
+    """Show what neurons do where they are above their mean, against the unablated loss."""
+    shown = []
+    for neuron in options.shown(ds)[:4]:
+        caption = f"{neuron}, at kept tokens where its activation is above its mean."
+        figure = figures.against_loss(ds, neuron)
+        shown.append(Figure(f"confidence-{len(shown)}", figure, caption))
+    lead = (
+        "Change of the loss when the neuron is ablated against the loss before. The colour is "
+        "the reciprocal rank of the correct token before: red where it was the likeliest."
+    )
+    return Section("confidence", "Against the loss before", lead, shown)
+
+
 @section(needs=("frequency_cosine", "te"))
 def frequency(ds: xr.Dataset, options: Options) -> Section:
     """Show which neurons write along the token frequencies, and where that moves predictions."""
@@ -229,7 +254,8 @@ def ranking(ds: xr.Dataset, options: Options) -> Section:
         rows.append((neuron, neuron in detailed, cells))
     lead = f"{len(rows)} of {len(frame):,} neurons: the first by {label(ds, by, unit=False)}"
     lead += " and by TE." if "te" in frame and by != "te" else "."
-    return Section("table", "Strongest neurons", lead, template="table", data=(columns, rows))
+    data = (columns, rows, "neuron")
+    return Section("table", "Strongest neurons", lead, template="table", data=data)
 
 
 def _cell(name: str, value: float, top: float) -> Cell:
@@ -246,6 +272,7 @@ def _cell(name: str, value: float, top: float) -> Cell:
     needs=("effects", "token_text"),
     otherwise="Tokens in context: the store keeps reductions per neuron only "
     "(made with --reduce token).",
+    subject="",
 )
 def details(ds: xr.Dataset, options: Options) -> Section:
     """Show the strongest neurons' effects over the tokens that they affect most."""
@@ -271,7 +298,7 @@ def details(ds: xr.Dataset, options: Options) -> Section:
     return Section("detail", "In context", lead, template="details", data=data)
 
 
-@section(needs=())
+@section(needs=(), subject="")
 def jobs(ds: xr.Dataset, options: Options) -> Section | None:
     """Show what remote jobs sent, received and computed."""
     if "job" not in ds.dims or not {"job_bytes_up", "job_bytes_down", "job_seconds"} & set(ds):

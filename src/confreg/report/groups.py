@@ -1,0 +1,57 @@
+"""The part of the page about sets of neurons and their random controls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from confreg.report import figures
+from confreg.report.sections import Cell, Column, Figure, Options, Section, section
+from confreg.report.wording import effect_label, number
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@section(needs=("effect_mean", "effect_abs_mean"), subject="set")
+def sets(ds: xr.Dataset, options: Options) -> Section:
+    """Show chosen sets against random sets of the same size."""
+    chosen = np.flatnonzero(ds["set_kind"].values == "chosen")
+    each = (ds.sizes["set"] - len(chosen)) // max(len(chosen), 1)
+    names = [str(name) for name in ds["effect"].values]
+    shown = []
+    for name in names:
+        caption = effect_label(name)
+        if "effect_long_name" in ds:
+            caption = str(ds["effect_long_name"].sel(effect=name).values).capitalize()
+        caption += ": mean over kept tokens, for chosen and for random sets."
+        shown.append(Figure(f"sets-{name}", figures.sets(ds, name), caption))
+    lead = (
+        f"Each chosen set against {each} random sets of the same size from the same layer. Neurons "
+        "are replaced by their mean plus k standard deviations, all of a set together."
+    )
+    measures = [("effect_abs_mean", "|{}|", "mean absolute effect over kept tokens")]
+    if "p_random" in ds:
+        lead += (
+            " p: (1 + random sets with at least as large a mean absolute effect) / (1 + random "
+            "sets)."
+        )
+        measures.append(("p_random", "p", "share of random sets with at least as large an effect"))
+    columns = [Column("neurons", "size of the set", False)]
+    columns += [
+        Column(title.format(effect_label(name)), hint, False)
+        for name in names
+        for _, title, hint in measures
+    ]
+    rows = []
+    detailed = set(options.shown(ds))
+    for row in chosen:
+        one = ds.isel(set=int(row))
+        values = [float(one["set_size"])]
+        values += [float(one[v].sel(effect=name)) for name in names for v, *_ in measures]
+        cells = [Cell(number(value), value if np.isfinite(value) else None) for value in values]
+        label = str(one["set"].values)
+        rows.append((label, label in detailed, cells))
+    data = (columns, rows, "set")
+    return Section("sets", "Sets of neurons", lead, shown, template="table", data=data)
