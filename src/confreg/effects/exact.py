@@ -110,7 +110,7 @@ class Tilt:
         shift = fan.u[rows[:, None], self.likely].to(gain.dtype) @ self.likely_p
         shift = shift[:, None] * gain
         moved = [(c * LOG2E, q) for c, q in zip(others(coefficients), self.variables) if c.any()]
-        a = b = c = 0.0
+        a = b = c = torch.zeros_like(gain[:, 0])
         at_target = torch.full_like(gain[:, 0], torch.nan)
         size = max(256, CACHED // len(rows))
         for start in range(0, len(self.p), size):

@@ -86,7 +86,7 @@ def outcome(logits, targets, wanted, log_frequency=None):
         out["reciprocal_rank"] = torch.where(known, reciprocal, torch.nan)
     if "top1" in wanted:
         out["top1"] = shifted.argmax(-1)
-    if "kl_frequency" in wanted:
+    if "kl_frequency" in wanted and log_frequency is not None:
         # Rows of the unembedding that no token owns take no part.
         real = log_frequency > -torch.inf
         p = torch.where(real, log_frequency, -torch.inf).to(logits.dtype).exp()

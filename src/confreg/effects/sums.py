@@ -1,0 +1,128 @@
+"""What the series knows of a pair: three expectations, and a bound on their error."""
+
+import torch
+
+
+class Sums:
+    """A, B, C of some pairs, and what bounds their error: tensors of one shape.
+
+    Attributes
+    ----------
+    a, b, c
+        E_p[e^f], E_p[y e^f], E_p[f e^f].
+    f2, y2
+        E_p[f²] and E_p[y f²] over the part of the vocabulary that was not summed exactly.
+    peak
+        The largest y in that part.
+    reach
+        The largest |f| there can be.
+    noise
+        Rounding error of ``f2``.
+    cubic
+        1.0 for neurons whose moments go to third order, else 0.0; (n,) before `at`.
+    """
+
+    def __init__(self, a, b, c, f2, y2, peak, reach, noise, cubic):
+        self.a = a
+        self.b = b
+        self.c = c
+        self.f2 = f2
+        self.y2 = y2
+        self.peak = peak
+        self.reach = reach
+        self.noise = noise
+        self.cubic = cubic
+
+    def at(self, rows, token):
+        """The pairs of some neurons with one token."""
+        values = (self.a, self.b, self.c, self.f2, self.y2, self.reach, self.noise)
+        a, b, c, f2, y2, reach, noise = (value[rows, token] for value in values)
+        return Sums(a, b, c, f2, y2, self.peak[token], reach, noise, self.cubic[rows])
+
+    def only(self, rows):
+        """Some of the pairs of one token."""
+        values = (self.a, self.b, self.c, self.f2, self.y2, self.reach, self.noise)
+        a, b, c, f2, y2, reach, noise = (value[rows] for value in values)
+        return Sums(a, b, c, f2, y2, self.peak, reach, noise, self.cubic[rows])
+
+    def loss(self, at_target):
+        """Change of the loss; ``at_target`` is f there."""
+        return self.a.log() - at_target
+
+    def entropy(self):
+        """Change of the entropy."""
+        return self.a.log() - (self.b + self.c) / self.a
+
+    def y_abs(self):
+        """Bound on E_p[|y| f²] over the part that was not summed: |y| ≤ 2 max(peak, 0) − y."""
+        return (2 * self.peak.clamp_min(0) * self.f2 - self.y2).clamp_min(0)
+
+    def remainder(self):
+        """|f|³ e^|f|, or where the third order is kept |f|⁴ e^|f| / 4, less E_p[f²]."""
+        cube = self.reach * self.reach.clamp_max(30).exp()
+        return torch.where(self.third(), cube * self.reach / 4, cube)
+
+    def third(self):
+        """Where the third order is kept, to go with ``f2``."""
+        return (self.cubic > 0)[:, None] if self.f2.dim() == 2 else self.cubic > 0
+
+    def loss_bound(self):
+        """Bound on the loss's error: |e^f − 1 − f − f²/2| ≤ |f|³ e^|f| / 6, and A ≥ 1.
+
+        The third absolute moment is at most reach · E[f²].
+        """
+        return self.remainder() * self.f2 / 6 + self.noise
+
+    def entropy_bound(self):
+        """Bound on the entropy's error, whose leading term is E_p[f³ (y + 2 − D)] / 6, D = B + C.
+
+        What follows it is at most E_p[f⁴ e^|f| ((1 + |D| + |y|)/24 + 1/6)]. Where the third order
+        is kept they are E_p[f⁴ (y + 3 − D)] / 24 and E_p[|f|⁵ e^|f| ((1 + |D| + |y|)/120 + 1/24)].
+        """
+        third = self.third()
+        y, d = self.y_abs(), (self.b + self.c).abs()
+        shift = 2.0 + third.float()
+        # |y + 2| is |y| − 2 where all y are below −2, as in most tails.
+        leading = y + torch.where(self.peak < -shift, -shift, shift) * self.f2 + d * self.f2
+        rest = (y + (1 + d) * self.f2) / (24 + 6 * third.float()) + self.f2 / 6
+        bound = self.remainder() * (leading.clamp_min(0) / 6 + self.reach * rest)
+        return bound + (2 + d) * self.noise
+
+
+def transfer_bounds(one, other, apart):
+    """Bounds on how much two `Sums` differ in the errors of their loss and entropy.
+
+    By the mean value theorem, ``apart`` being the largest |f − f'|: the derivatives of the
+    remainders in A and in C are at most f² e^|f| / 2 and 3 f² e^|f| / 2, and with the third order
+    |f|³ e^|f| / 6 and 2 |f|³ e^|f| / 3.
+    """
+    reach = torch.maximum(one.reach, other.reach)
+    factor = apart * reach.clamp_max(30).exp()
+    factor = torch.where(one.third(), factor * reach / 2, factor)
+    f2, y2 = one.f2 + other.f2, one.y_abs() + other.y_abs()
+    loss = factor * f2 / 2 + one.noise + other.noise
+    d = torch.maximum((one.b + one.c).abs(), (other.b + other.c).abs())
+    return loss, loss * (2 + d) + factor * (y2 / 2 + 1.5 * f2)
+
+
+def second_order(side, joint, gain, coefficients):
+    """Stage 1: `Sums` (n, T) from moments up to second order."""
+    f2 = gain.square() * joint.square
+    y1 = gain * joint.y
+    y2 = gain.square() * joint.square_y
+    reach = gain.abs() * joint.reach
+    for j, c in enumerate(coefficients):
+        f2 = f2 + 2 * gain * c * joint.q[j]
+        y1 = y1 + c * side.q_y[j]
+        y2 = y2 + 2 * gain * c * joint.q_y[j]
+        reach = reach + c.abs() * side.reach[j][:, 0]
+        for k, other in enumerate(coefficients):
+            f2 = f2 + c * other * side.qq[j][k]
+            y2 = y2 + c * other * side.qq_y[j][k]
+    f2 = f2.clamp_min(0)
+    # E[u²] − E[u]² loses digits where a neuron moves all likely tokens alike.
+    alike = (gain * joint.mean).abs()
+    noise = 3e-7 * (alike.square() + alike.pow(3))
+    cubic = torch.zeros_like(f2[:, 0])
+    a, b, c = 1 + f2 / 2, y1 + y2 / 2, f2.clone()
+    return Sums(a, b, c, f2, y2, side.peak[:, 0], reach, noise, cubic)
