@@ -46,9 +46,13 @@ def run_limited(command: list[str], limit: int) -> Usage:
             return _run_scope(command, limit)
         process = subprocess.Popen(_joining(command, group))
         usage = Usage()
-        while process.poll() is None:
-            usage.anonymous = max(usage.anonymous, _anonymous(group))
-            time.sleep(0.2)
+        try:
+            while process.poll() is None:
+                usage.anonymous = max(usage.anonymous, _anonymous(group))
+                time.sleep(0.2)
+        finally:  # an interrupted benchmark leaves neither the process nor the group behind
+            process.kill()
+            process.wait()
         usage.returncode = process.returncode
         usage.peak = _first_number(group, "memory.peak", "memory.max_usage_in_bytes")
         return usage

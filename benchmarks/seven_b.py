@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -22,6 +23,8 @@ from confreg.errors import ConfregError
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    # A polite stop unwinds, so that everything is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if options.measure:
         print(json.dumps(measure(options)), flush=True)
         return 0
@@ -40,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=float, default=8.0, help="GB of memory (default: 8)")
     parser.add_argument("--no-limit", action="store_true", help="enforce no limit")
     parser.add_argument("--weights", default="4GB", help="max_memory.cpu of the profile")
-    parser.add_argument("--memory", default="1GB", help="what the closed forms may use beside")
+    parser.add_argument("--memory", default="1.5GB", help="what the closed forms may use beside")
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument(
         "--dtype",
@@ -190,6 +193,9 @@ def _say(sentence: str) -> None:
 
 def _print(found: dict[str, Any], usage: Any, options: argparse.Namespace) -> None:
     seconds, read = found["seconds"], found["read"]
+    # Means over tokens that do not fit one unit of work take a pass of their own.
+    parts = [name for name in ("ablation values", "effects") if name in seconds]
+    sweep, sweep_read = (sum(each[name] for name in parts) for each in (seconds, read))
     limit = "no limit" if options.no_limit else f"{options.limit:.1f} GB, enforced"
     rows = {
         "model": f"{found['parameters'] / 1e9:.2f} billion parameters, run in {options.dtype}",
@@ -201,9 +207,8 @@ def _print(found: dict[str, Any], usage: Any, options: argparse.Namespace) -> No
         "one pass": f"{seconds['pass']:.1f} s, {read['pass'] / 1e9:.2f} GB read "
         f"({found['planned_read'] / 1e9:.2f} GB planned)",
         "weight-space statistics": f"{seconds['weight-space statistics']:.1f} s",
-        "sweep, its pass included": f"{seconds['effects']:.1f} s, "
-        f"{read['effects'] / 1e9:.2f} GB read",
-        "sweep / pass": f"{seconds['effects'] / seconds['pass']:.2f}",
+        "sweep, its pass included": f"{sweep:.1f} s, {sweep_read / 1e9:.2f} GB read",
+        "sweep / pass": f"{sweep / seconds['pass']:.2f}",
         "largest error of the sample": f"{found['error_max']:.1e} nats",
         "store": "complete" if found["complete"] and found["finite"] else "NOT COMPLETE",
     }

@@ -49,6 +49,6 @@ def test_offloaded_run_equals_the_run_in_memory(checkpoint, tmp_path):
 def test_a_checkpoint_that_does_not_fit_the_disk_is_refused(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 10**9})
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
-    with pytest.raises(ConfregError, match="1.0 GB free"):
+    with pytest.raises(ConfregError, match=r"1\.0 GB free"):
         write(tmp_path / "model", Shape(32, 4096, 11008, 32, 32000))
     assert not any((tmp_path / "model").iterdir())
