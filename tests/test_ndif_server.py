@@ -222,6 +222,20 @@ def test_reductions_only(lab, local, tmp_path):
     assert ds["job_bytes_down"].max() < 48 * 4 * 8 * 2 + 64 * 40 + 8000
 
 
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        ("token_frequency_neurons", {"all_layers": True}),
+        ("confidence_in_context", {"neurons": "2:0-3"}),
+        ("group_ablation", {"neurons": "2:0-3;2:5,2:9", "random_sets": 2}),
+    ],
+)
+def test_the_other_recipes(lab, local, tmp_path, recipe, options):
+    options = {"recipe": recipe, **options}
+    ds = lab.run("lab/tiny-llama", tmp_path / "run.zarr", **options)
+    assert_equal(ds, local("lab/tiny-llama", **options))
+
+
 def test_several_jobs_in_flight_and_a_websocket(lab, local, tmp_path):
     options = {"memory": 120_000}  # four units
     whole = local("lab/tiny-llama", **options)
