@@ -251,7 +251,8 @@ def make_plan(
 def _engine(wanted: str, last_layer: bool, effects: Iterable[Effect]) -> str:
     if wanted not in ENGINES:
         raise ConfregError(f"--engine is one of {', '.join(ENGINES)}, not {wanted!r}.")
-    quick = all(e.name in SERIES_EFFECTS for e in effects)
+    # Beside those, the series computes any effect pair by pair.
+    quick = any(e.name in SERIES_EFFECTS for e in effects)
     if wanted == "auto":
         return "forward" if not last_layer else "series" if quick else "exact"
     if wanted in CLOSED_FORMS and not last_layer:
@@ -261,7 +262,7 @@ def _engine(wanted: str, last_layer: bool, effects: Iterable[Effect]) -> str:
         )
     if wanted == "series" and not quick:
         raise ConfregError(
-            f"Engine 'series' knows {', '.join(SERIES_EFFECTS)}; for other effects use "
+            f"Engine 'series' is for {', '.join(SERIES_EFFECTS)}; for other effects alone use "
             "--engine exact."
         )
     return wanted
