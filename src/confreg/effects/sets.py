@@ -16,38 +16,55 @@ from .temperature import tempering
 from .write import take
 
 
+class Written:
+    """What the neurons of one of the batch's sets write.
+
+    Attributes
+    ----------
+    members : Tensor (k,) int64
+        Neurons of the layer.
+    values : Tensor (k,) float32
+        What replaces their activations.
+    weights, directions : Tensor (k, d)
+    u : Tensor (k, V)
+    """
+
+    def __init__(self, block, number):
+        device = block.raw.device
+        self.members = block.batch.sets[number].to(device)
+        self.values = block.batch.set_values[number].to(device)
+        self.weights = block.write.weights(self.members, block.residual)
+        self.directions = block.write.directions(self.weights)
+        self.u = block.readout.directions(self.directions)
+
+
 class SetChange:
     """What ablating one set does to the final residual of some tokens.
 
     Parameters
     ----------
     block : Block
-    members : Tensor (k,) int64
-        Neurons of the layer.
-    values : Tensor (k,) float32
-        What replaces their activations.
+    written : Written
     tokens : slice or Tensor (T,) int64
     dtype : torch.dtype
         In which to compute.
     """
 
-    def __init__(self, block, members, values, tokens, dtype=torch.float32):
+    def __init__(self, block, written, tokens, dtype=torch.float32):
         readout, write = block.readout, block.write
         positions = block.positions[tokens]
-        weights = write.weights(members, block.residual)
-        directions = write.directions(weights)
-        self.u = readout.directions(directions).to(dtype)
-        activation = take(block.activation, positions).index_select(-1, members).to(dtype)
-        self.delta = values.to(activation) - activation
+        self.u = written.u.to(dtype)
+        activation = take(block.activation, positions).index_select(-1, written.members).to(dtype)
+        self.delta = written.values.to(activation) - activation
         self.carry = None
         residual = take(block.residual, positions).to(dtype)
-        moved = self.delta @ directions.to(dtype)
+        moved = self.delta @ written.directions.to(dtype)
         if write.post_norm is not None:
             output = write.centre(take(write.post_input, positions).to(dtype))
-            written = write.centre(self.delta @ weights.to(dtype))
+            added = write.centre(self.delta @ written.weights.to(dtype))
             before, after = (
                 (x.square().mean(-1, keepdim=True) + write.post_eps).sqrt()
-                for x in (output, output + written)
+                for x in (output, output + added)
             )
             self.delta = self.delta / after
             self.carry = before / after - 1
@@ -69,26 +86,22 @@ class SetChange:
         return readout.finish(offset + tempered + push / self.after)
 
 
-def set_effects(block, number, tokens, dtype=torch.float32):
+def set_effects(block, written, tokens, dtype=torch.float32):
     """Effects of one of the batch's sets on some tokens, (T, E).
 
     Parameters
     ----------
     block : Block
-    number : int
-        Which of ``batch.sets``.
+    written : Written
     tokens : Tensor (T,) int64
     dtype : torch.dtype
     """
-    batch, readout = block.batch, block.readout
-    device = block.raw.device
-    members, values = batch.sets[number].to(device), batch.set_values[number].to(device)
-    names = batch.effects
-    found = torch.empty(len(tokens), len(names), dtype=dtype, device=device)
+    readout, names = block.readout, block.batch.effects
+    found = torch.empty(len(tokens), len(names), dtype=dtype, device=block.raw.device)
     compared, _ = paired(measures_of(names))
     # Differences of small numbers: in float64 from the closed form on.
     work = torch.float64 if compared else dtype
-    moved = SetChange(block, members, values, tokens, work)
+    moved = SetChange(block, written, tokens, work)
     raw = take(block.raw, block.positions[tokens]).to(work)
     before = readout.finish(raw)
     for variant in variants_of(names):
@@ -119,13 +132,13 @@ def close_sets(block, tally, sampled):
     size = max(1, CACHED // block.raw.shape[-1])
     every = torch.arange(count, device=block.raw.device)
     for number in range(len(block.batch.sets)):
-        row = slice(number, number + 1)
+        row, written = slice(number, number + 1), Written(block, number)
         for tokens in every.split(size):
             some = slice(int(tokens[0]), int(tokens[-1]) + 1)
-            effects = set_effects(block, number, tokens)
+            effects = set_effects(block, written, tokens)
             tally.add(row, some, effects[None])
             mask = sampled(row, some)
             if mask is not None:
                 chosen = tokens[mask[0]]
-                truth = set_effects(block, number, chosen, torch.float64)
+                truth = set_effects(block, written, chosen, torch.float64)
                 tally.check(effects[mask[0]], truth)
