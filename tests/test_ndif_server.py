@@ -363,8 +363,9 @@ def test_a_part_of_the_server_is_killed_during_a_job(lab, local, tmp_path, recip
     runner.join(PATIENCE)
     (ds,) = found
     np.testing.assert_allclose(ds["te"], local("lab/tiny-llama")["te"], atol=1e-6)
-    # What the actor ran is lost; what it runs while others are away is not.
-    assert (Journal(journal_path(out)).submissions() > 1) == (fault == "actor")
+    # An actor's job dies with it, and may be given up with the queue; the API is but a door.
+    submissions = Journal(journal_path(out)).submissions()
+    assert {"actor": submissions > 1, "api": submissions == 1, "redis": submissions >= 1}[fault]
     wait_for(lab.healthy)
 
 
