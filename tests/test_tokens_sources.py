@@ -176,8 +176,10 @@ def fake_hub(monkeypatch):
 
     module = types.ModuleType("datasets")
     module.load_dataset = load_dataset
-    module.exceptions = types.SimpleNamespace(DatasetNotFoundError=DatasetNotFoundError)
+    exceptions = types.ModuleType("datasets.exceptions")
+    exceptions.DatasetNotFoundError = DatasetNotFoundError
     monkeypatch.setitem(sys.modules, "datasets", module)
+    monkeypatch.setitem(sys.modules, "datasets.exceptions", exceptions)
     monkeypatch.setattr(hub, "find_spec", lambda name: True)
     return read
 

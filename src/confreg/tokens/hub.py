@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from confreg.errors import ConfregError
 
@@ -94,14 +94,13 @@ def _stream(source: str, spec: Spec) -> Iterator[str]:
 def _load(source: str, spec: Spec) -> Mapping[str, Any]:
     """Open the dataset by the first reading of its name that the Hub knows."""
     import datasets  # pyright: ignore[reportMissingImports]
-
-    not_found = datasets.exceptions.DatasetNotFoundError
+    from datasets.exceptions import DatasetNotFoundError  # pyright: ignore[reportMissingImports]
 
     missing: Exception | None = None
     for name, config in spec.candidates:
         try:
-            return datasets.load_dataset(name, config, streaming=True)
-        except not_found as error:
+            return cast("Mapping[str, Any]", datasets.load_dataset(name, config, streaming=True))
+        except DatasetNotFoundError as error:
             missing = missing or error
         except Exception as error:  # datasets raises a dozen types, few of its own
             raise _unreadable(source, error) from error
