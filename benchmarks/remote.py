@@ -97,7 +97,7 @@ def sweep(options: argparse.Namespace, profile: NdifProfile, folder: Path) -> No
     """A recipe in units of 16 tokens, here and with several jobs in flight."""
     common = {
         "model": options.model, "neurons": options.neurons, "sequence_length": 16,
-        "max_tokens": options.tokens, "dtype": "float32", "memory": "1MB", "progress": False,
+        "max_tokens": options.tokens, "dtype": "float32", "memory": "40MB", "progress": False,
     }  # fmt: skip
     began = time.perf_counter()
     ds = confreg.run("entropy_neurons", out=folder / "here.zarr", **common)
