@@ -52,7 +52,7 @@ def small(words: list[str]) -> list[str]:
 
 
 def test_the_readme_has_its_two_commands_first():
-    assert lines()[:3][-2:] == ["make demo", "make test"]
+    assert lines()[:2] == ["make demo", "make test"]
 
 
 @pytest.mark.model
