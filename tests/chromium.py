@@ -49,8 +49,7 @@ class Browser:
         os.close(commands)
         os.close(answers)
         self._numbers, self._buffer, self.events = itertools.count(1), b"", []
-        target = self._send("Target.getTargets")["targetInfos"][0]["targetId"]
-        attached = self._send("Target.attachToTarget", targetId=target, flatten=True)
+        attached = self._send("Target.attachToTarget", targetId=self._page(), flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
@@ -60,6 +59,16 @@ class Browser:
         )  # fmt: skip
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
+
+    def _page(self, seconds=30):
+        """The first page: a browser that is starting may have other targets, or none yet."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for target in self._send("Target.getTargets")["targetInfos"]:
+                if target["type"] == "page" and target["url"] == "about:blank":
+                    return target["targetId"]
+            time.sleep(0.05)
+        raise TimeoutError("chromium opened no page")
 
     def __enter__(self):
         return self
