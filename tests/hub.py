@@ -53,6 +53,7 @@ class Hub:
         What HF_ENDPOINT and HF_HUB_CACHE do, read when huggingface_hub is imported.
         """
         from huggingface_hub import constants, hf_api
+        from transformers.utils import hub as transformers_hub
 
         template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
         with pytest.MonkeyPatch.context() as patch:
@@ -60,6 +61,8 @@ class Hub:
             patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
             patch.setattr(constants, "HF_HUB_CACHE", str(cache))
             patch.setattr(hf_api.api, "endpoint", self.url)
+            # transformers keeps a client of its own, made for the Hub that was there first.
+            patch.setattr(transformers_hub, "_hf_api", None)
             yield
 
     def files(self, repository: str) -> dict[str, Path] | None:
