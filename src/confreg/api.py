@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from confreg.tokens import Corpus
     from confreg.tokens.counts import Counts
 
-Text = "None | str | Path | Sequence[str] | Sequence[Path] | Corpus"
-
 
 def run(
     recipe: str | Path | Recipe,

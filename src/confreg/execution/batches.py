@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -141,15 +140,3 @@ def mean_over(plan: Plan, block: TokenBlock) -> torch.Tensor:
     if plan.parameters.get("mean_over", "all") == "kept":
         return block.keep
     return torch.ones_like(block.keep)
-
-
-def concatenate(parts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Join blocks of the same tokens and consecutive neurons into one."""
-    joined = dict(parts[0])
-    for name in ("effects", "activation", "abs_sum", "sum", "values"):
-        if name in joined:
-            joined[name] = torch.cat([p[name] for p in parts])
-    for name in ("pairs", "recomputed", "sampled", "error_sum"):
-        joined[name] = sum((p[name] for p in parts[1:]), joined[name])
-    joined["error_max"] = torch.stack([torch.as_tensor(p["error_max"]) for p in parts]).max()
-    return joined
