@@ -13,6 +13,8 @@ def frequencies(vocabulary):
     """A unit direction and log p_freq whose last rows no token owns."""
     generator = torch.Generator().manual_seed(5)
     direction = torch.randn(vocabulary, generator=generator)
+    direction[:-5] -= direction[:-5].mean()
+    direction[-5:] = 0
     log_p = torch.randn(vocabulary, generator=generator)
     log_p[-5:] = -torch.inf
     return direction / direction.norm(), torch.log_softmax(log_p, 0)

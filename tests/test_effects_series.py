@@ -31,7 +31,7 @@ def values(size):
 @pytest.mark.parametrize(("centred", "bias", "post", "scale"), LAYERS)
 def test_is_within_its_tolerance(centred, bias, post, scale):
     layer = layer_of(centred, bias, post, scale)
-    layer.down.weight.data.mul_(0.05)  # so that every stage has its share
+    layer.down.weight.data.mul_(0.1)  # so that every stage has its share
     options = {"neurons": NEURONS, "values": values(1.0)}
     out = measure(layer, "series", NAMES, tolerance=1e-5, **options)
     expected = truth(layer, NAMES, **options)
@@ -74,6 +74,28 @@ def test_any_choice_and_order_of_effects(names):
         measure(layer, "series", names)["effects"].double(),
         truth(layer, names), atol=2e-5, rtol=0, equal_nan=True,
     )  # fmt: skip
+
+
+FREQUENCY = (
+    "loss_total", "loss_frequency_direct", "entropy_total", "entropy_frequency_direct",
+    "kl_frequency_total", "kl_frequency_frequency_direct",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ["series", "exact"])
+@pytest.mark.parametrize(("centred", "bias", "post", "scale"), LAYERS)
+def test_frequency_effects_are_within_the_tolerance(centred, bias, post, scale, engine):
+    layer = layer_of(centred, bias, post, scale)
+    layer.down.weight.data.mul_(0.1)
+    options = {"neurons": NEURONS, "values": values(1.0)}
+    out = measure(layer, engine, FREQUENCY, tolerance=1e-5, **options)
+    expected = truth(layer, FREQUENCY, **options)
+    assert (expected[..., 0] - expected[..., 1]).abs().nan_to_num().max() > 1e-3
+    torch.testing.assert_close(
+        out["effects"].double(), expected, atol=2e-5, rtol=0, equal_nan=True
+    )
+    if engine == "series":
+        assert 0 < out["recomputed"] < out["pairs"]
 
 
 def test_other_effects_beside_it_are_exact():

@@ -2,18 +2,18 @@
 
 import torch
 
-from .measures import change, measures_of, outcome, paired, split, variants_of
+from .geometry import Coefficients
+from .measures import TILTED, change, measures_of, outcome, paired, split, variants_of
 from .temperature import tempering
 
 CACHED = 2**19  # numbers at once: what a few passes find in the cache
 SAFE = 20.0  # |f| up to which float32 sums of f e^f keep their digits
 LOG2E = 1.4426950408889634  # exp2 is twice as fast as exp
-TILTED = ("loss_total", "loss_direct", "entropy_total", "entropy_direct")
 
 
 def tilts(readout, effects):
     """Whether effects follow from E_p[e^f], E_p[y e^f] and E_p[f e^f]: see `Tilt`."""
-    return readout.softcap is None and set(effects) <= set(TILTED)
+    return readout.softcap is None and set(measures_of(effects)) <= set(TILTED)
 
 
 class Base:
@@ -27,7 +27,8 @@ class Base:
     targets : Tensor (T,) int64
     mu : Tensor (T, V) or None
         W_U(γ∘P m̂) of a post-norm.
-    frequency, log_frequency : Tensor (V,) or None
+    frequency, log_frequency, p_frequency : Tensor (V,) or None
+        The token-frequency direction, log p_freq, and p_freq.
     """
 
     def __init__(self, readout, raw, targets, mu=None, frequency=None, log_frequency=None):
@@ -37,6 +38,8 @@ class Base:
         self.mu = mu
         self.frequency = frequency
         self.log_frequency = log_frequency
+        # exp(-inf) is 0: rows that no token owns.
+        self.p_frequency = None if log_frequency is None else log_frequency.exp()
 
     def clean(self, token, wanted, dtype):
         """Unablated final logits (V,) of one token and their measures."""
@@ -45,11 +48,13 @@ class Base:
         return logits, outcome(logits[None], target, wanted, self.log_frequency)
 
     def variables(self, token, dtype):
-        """What ablations add multiples of: the logits less their offset, and μ. List of (V,)."""
+        """What ablations add multiples of: the logits less their offset, μ, and the frequency
+        direction. List of (V,)."""
         rows = [self.raw[token].to(dtype) - self.readout.offset.to(dtype)]
         if self.mu is not None:
             rows.append(self.mu[token].to(dtype))
-        return [row * self.readout.scale for row in rows]
+        rows = [row * self.readout.scale for row in rows]
+        return rows if self.frequency is None else [*rows, self.frequency.to(dtype)]
 
 
 class Fan:
@@ -62,25 +67,31 @@ class Fan:
     centre : Tensor (V,), optional
         A distribution over the vocabulary under which to take each neuron's mean off: softmax
         does not see it, and rounding does.
+    frequency, p_frequency : Tensor (V,), optional
+        As of `Base`.
 
     Attributes
     ----------
     u : Tensor (n, V)
     low, high : Tensor (n,)
         Extremes over the vocabulary.
+    along, at_frequency : Tensor (n,) or None
+        u's component along the frequency direction, and its mean under p_freq.
     """
 
-    def __init__(self, u, centre=None):
+    def __init__(self, u, centre=None, frequency=None, p_frequency=None):
         self.u = u if centre is None else u.sub_((u @ centre)[:, None])
         self.low, self.high = self.u.amin(-1), self.u.amax(-1)
+        self.along = None if frequency is None else self.u @ frequency
+        self.at_frequency = None if p_frequency is None else self.u @ p_frequency
 
 
 class Tilt:
-    """One token's side of the exact sums, for losses and entropies.
+    """One token's side of the exact sums, for `measures.TILTED`.
 
     With p the model's distribution, H its entropy, y = log p + H and f what the ablation adds to
     the logits: A = E_p[e^f], B = E_p[y e^f], C = E_p[f e^f]; the loss changes by log A − f(target),
-    the entropy by log A − (B + C)/A.
+    the entropy by log A − (B + C)/A, D(p_freq ‖ p) by log A − E_freq[f].
     """
 
     def __init__(self, base, token, dtype):
@@ -90,6 +101,7 @@ class Tilt:
         entropy = -(self.p @ log_p)
         self.py = self.p * (log_p + entropy)
         self.variables = [q - self.p @ q for q in base.variables(token, dtype)]
+        self.unigrams = None if base.p_frequency is None else base.p_frequency.to(dtype)
         self.scale = base.readout.scale
         self.target = int(base.targets[token])
         weights, self.likely = self.p.topk(min(64, len(self.p)))
@@ -110,7 +122,7 @@ class Tilt:
         shift = fan.u[rows[:, None], self.likely].to(gain.dtype) @ self.likely_p
         shift = shift[:, None] * gain
         moved = [(c * LOG2E, q) for c, q in zip(others(coefficients), self.variables) if c.any()]
-        a = b = c = torch.zeros_like(gain[:, 0])
+        a = b = c = at_frequency = torch.zeros_like(gain[:, 0])
         at_target = torch.full_like(gain[:, 0], torch.nan)
         size = max(256, CACHED // len(rows))
         for start in range(0, len(self.p), size):
@@ -121,19 +133,47 @@ class Tilt:
                 f.addcmul_(coefficient[:, None], q[some])
             if start <= self.target < start + size:
                 at_target = f[:, self.target - start] / LOG2E
+            if self.unigrams is not None:
+                at_frequency = at_frequency + f @ self.unigrams[some]
             tilted = f.exp2()
             c = c + f.mul_(tilted) @ p
             # Less one, lest the tail's small terms are lost in a sum near one.
             a = a + tilted.sub_(1) @ p
             b = b + tilted @ py
         log_a = torch.log1p(a)
-        return {"loss": log_a - at_target, "entropy": log_a - (b + c / LOG2E) / (1 + a)}
+        return {
+            "loss": log_a - at_target,
+            "entropy": log_a - (b + c / LOG2E) / (1 + a),
+            "kl_frequency": log_a - at_frequency / LOG2E,
+        }
 
 
 def others(coefficients):
-    """The coefficients of `Base.variables`."""
-    out = [coefficients.temper - 1]
-    return out if coefficients.carry is None else [*out, coefficients.carry]
+    """The coefficients of `Base.variables`, as far as a variant has them."""
+    out = [coefficients.temper - 1, coefficients.carry, coefficients.back]
+    return [c for c in out if c is not None]
+
+
+def frequency_kept(total, scale, along, variables_along):
+    """The ablation with the logits' component along the frequency direction v put back.
+
+    ℓ'' = ℓ' − (f·v) v, f being what the total effect adds to the logits.
+
+    Parameters
+    ----------
+    total : Coefficients
+        Of the total effect, of any shape.
+    scale : float
+        The readout's.
+    along : Tensor
+        u·v, of a shape that goes with ``total``.
+    variables_along : list of Tensor
+        q·v of the `Base.variables` that ``total`` has coefficients of.
+    """
+    back = -total.gain * (scale * along)
+    for c, q in zip(others(total), variables_along):
+        back = back - c * q
+    return Coefficients(total.temper, total.gain, total.carry, back)
 
 
 def ablated(base, u, token, coefficients):
@@ -220,9 +260,16 @@ def exact_token(base, fan, token, coefficients, effects, rows, dtype=torch.float
     tilt = Tilt(base, token, dtype) if tilts(base.readout, effects) else None
     clean = None
     for variant in variants_of(effects):
-        own = coefficients["total" if variant == "frequency_direct" else variant]
-        if tilt and (tilt.reach(fan.low[rows], fan.high[rows], own) < SAFE).all():
-            found = tilt.effects(fan, rows, own)
+        kept = variant == "frequency_direct"
+        own = coefficients["total" if kept else variant]
+        moved = own
+        if tilt and kept:
+            v = base.frequency.to(dtype)
+            along = fan.along[rows] if dtype == fan.along.dtype else fan.u[rows].to(dtype) @ v
+            at = [q @ v for q in base.variables(token, dtype)]
+            moved = frequency_kept(own, base.readout.scale, along, at)
+        if tilt and (tilt.reach(fan.low[rows], fan.high[rows], moved) < SAFE).all():
+            found = tilt.effects(fan, rows, moved)
         else:
             clean = clean or base.clean(token, measures_of(effects), dtype)
             found = through_logits(base, fan, rows, token, own, effects, variant, clean)

@@ -21,22 +21,29 @@ class Coefficients:
     ----------
     temper, gain : Tensor (n, T)
     carry : Tensor (n, T), or None where the model has no post-norm
+    back : Tensor (n, T), or None
+        What is added along the token-frequency direction, where that component is put back: to
+        the logits themselves, not to the raw ones.
     """
 
-    def __init__(self, temper, gain, carry=None):
+    def __init__(self, temper, gain, carry=None, back=None):
         self.temper = temper
         self.gain = gain
         self.carry = carry
+        self.back = back
 
     def to(self, dtype):
         """The same in another dtype."""
-        carry = None if self.carry is None else self.carry.to(dtype)
-        return Coefficients(self.temper.to(dtype), self.gain.to(dtype), carry)
+        return self.each(lambda table: table.to(dtype))
 
     def at(self, *index):
         """The same for some of the pairs: every table indexed by ``index``."""
-        carry = None if self.carry is None else self.carry[index]
-        return Coefficients(self.temper[index], self.gain[index], carry)
+        return self.each(lambda table: table[index])
+
+    def each(self, change):
+        """The same with every table changed."""
+        tables = (self.temper, self.gain, self.carry, self.back)
+        return Coefficients(*(None if table is None else change(table) for table in tables))
 
 
 def final_norm_change(readout, residual, directions, alpha, kappa=None, carried=None):

@@ -5,6 +5,8 @@ import torch
 from . import temperature
 
 VARIANTS = ("frequency_direct", "direct", "total")
+TILTED = ("loss", "entropy", "kl_frequency")
+"""Measures that follow from E_p[e^f], E_p[y e^f] and E_p[f e^f]: see `confreg.effects.series`."""
 MEASURES = (
     "loss", "entropy", "rank", "reciprocal_rank", "top1", "kl_frequency", *temperature.MEASURES
 )  # fmt: skip

@@ -12,102 +12,99 @@ BLOCK = 2048  # vocabulary entries at once
 class Side:
     """The tokens' side of a block: log p, and moments under p that no neuron enters.
 
+    The variables q are the logits less their offset, a post-norm's μ and the token-frequency
+    direction, as far as there are any: what `exact.others` has coefficients of.
+
     Attributes
     ----------
     log_p : Tensor (T, V)
+    same : bool
+        Whether the first variable is y: there is no offset.
     entropy, peak : Tensor (T, 1)
         H, and the largest y.
     mean, reach : list of Tensor (T, 1)
-        Mean under p of each variable q, and the largest |q| once centred.
+        Mean under p of each variable, and the largest |q| once centred.
     q_y, qq, qq_y : list of, and lists of lists of, Tensor (T,)
         E[y q_j], E[q_j q_k] and E[y q_j q_k].
+    at_target, at_frequency, along : list of Tensor (T,)
+        Each centred variable at the token's target, its mean under p_freq, and its component
+        along the frequency direction.
     """
 
     def __init__(self, base):
         self.base = base
         self.log_p = torch.log_softmax(base.readout.finish(base.raw), -1)
-        # Without an offset the logits' variable is y.
         self.same = not base.readout.shifted
         self.blocks = [slice(v, v + BLOCK) for v in range(0, self.log_p.shape[1], BLOCK)]
-        zero = torch.zeros_like(self.log_p[:, :1])
-        self.entropy = zero
+        self.entropy = torch.zeros_like(self.log_p[:, :1])
         for some in self.blocks:
-            part = self.part(some)
+            part = self.log_p[:, some]
             self.entropy = self.entropy - (part.exp() * part).sum(-1, True)
         self.peak = self.log_p.amax(-1, True) + self.entropy
-        self.count = 1 if base.mu is None else 2
-        self.mean = [zero] * self.count
-        self.mean, self.reach = self.centre(zero)  # from here on `variables` is centred
-        self.q_y = [zero[:, 0]] * self.count
-        self.qq = [[zero[:, 0]] * self.count for _ in range(self.count)]
-        self.qq_y = [[zero[:, 0]] * self.count for _ in range(self.count)]
-        for some in self.blocks:
-            p, py, qs = self.weights(some)
-            for j, one in enumerate(qs):
-                self.q_y[j] = self.q_y[j] + (py * one).sum(-1)
-                for k, other in enumerate(qs):
-                    both = one * other
-                    self.qq[j][k] = self.qq[j][k] + (p * both).sum(-1)
-                    self.qq_y[j][k] = self.qq_y[j][k] + (py * both).sum(-1)
+        self.mean, self.reach = self.centre()
+        every = torch.arange(len(self.log_p), device=self.log_p.device)
+        self.at_target = self.at(every, base.targets.clamp_min(0))[2]
+        self.collect()
 
-    def centre(self, zero):
+    def centre(self):
         """Means under p of the variables, and how far each reaches from its mean."""
-        mean, low, high = (
-            [zero] * self.count,
-            [zero + 1e30] * self.count,
-            [zero - 1e30] * self.count,
-        )
+        count = 1 + (self.base.mu is not None) + (self.base.frequency is not None)
+        zero = torch.zeros_like(self.entropy)
+        mean, low, high = ([zero + x] * count for x in (0.0, torch.inf, -torch.inf))
         for some in self.blocks:
-            p = self.part(some).exp()
-            for j, q in enumerate(self.variables(some)):
+            p = self.log_p[:, some].exp()
+            for j, q in enumerate(self.uncentred(slice(None), some)):
                 mean[j] = mean[j] + (p * q).sum(-1, True)
                 low[j] = torch.minimum(low[j], q.amin(-1, True))
                 high[j] = torch.maximum(high[j], q.amax(-1, True))
         return mean, [torch.maximum(h - m, m - x) for x, h, m in zip(low, high, mean)]
 
-    def part(self, some):
-        """log p for a slice of the vocabulary, (T, v)."""
-        return self.log_p[:, some]
+    def collect(self):
+        """The second moments, and how the variables meet the token frequencies."""
+        zero, count = torch.zeros_like(self.entropy[:, 0]), len(self.mean)
+        unigrams, direction = self.base.p_frequency, self.base.frequency
+        self.q_y, self.at_frequency, self.along = ([zero] * count for _ in range(3))
+        self.qq, self.qq_y = ([[zero] * count for _ in range(count)] for _ in range(2))
+        for some in self.blocks:
+            p, py, qs = self.weights(some)
+            for j, one in enumerate(qs):
+                self.q_y[j] = self.q_y[j] + (py * one).sum(-1)
+                if unigrams is not None:
+                    self.at_frequency[j] = self.at_frequency[j] + one @ unigrams[some]
+                if direction is not None:
+                    self.along[j] = self.along[j] + one @ direction[some]
+                for k, other in enumerate(qs):
+                    both = one * other
+                    self.qq[j][k] = self.qq[j][k] + (p * both).sum(-1)
+                    self.qq_y[j][k] = self.qq_y[j][k] + (py * both).sum(-1)
 
-    def variables(self, some):
-        """The centred variables q for a slice of the vocabulary, list of (T, v)."""
-        scale, base = self.base.readout.scale, self.base
+    def uncentred(self, tokens, entries):
+        """The variables at some tokens and entries."""
+        base, scale = self.base, self.base.readout.scale
         if self.same:
-            out = [self.log_p[:, some] - self.mean[0]]
+            out = [self.log_p[tokens, entries]]
         else:
-            out = [scale * (base.raw[:, some] - base.readout.offset[some]) - self.mean[0]]
+            out = [scale * (base.raw[tokens, entries] - base.readout.offset[entries])]
         if base.mu is not None:
-            out.append(scale * base.mu[:, some] - self.mean[1])
+            out.append(scale * base.mu[tokens, entries])
+        if base.frequency is not None:
+            out.append(base.frequency[entries])
         return out
 
     def weights(self, some):
-        """p, p·y and the variables for a slice of the vocabulary."""
+        """For all tokens and a slice of the vocabulary: p, p·y and the variables, each (T, v)."""
         log_p = self.log_p[:, some]
         p = log_p.exp()
-        return p, p * (log_p + self.entropy), self.variables(some)
+        variables = [q - m for q, m in zip(self.uncentred(slice(None), some), self.mean)]
+        return p, p * (log_p + self.entropy), variables
 
-    def at(self, token, entries):
-        """For one token and some entries: p, p·y and the variables, each (K,)."""
-        log_p = self.log_p[token, entries]
+    def at(self, tokens, entries):
+        """For one token and K entries, or an entry a token: p, p·y and the variables, each (K,)."""
+        log_p = self.log_p[tokens, entries]
         p = log_p.exp()
-        scale, base = self.base.readout.scale, self.base
-        if self.same:
-            out = [log_p - self.mean[0][token]]
-        else:
-            clean = base.raw[token, entries] - base.readout.offset[entries]
-            out = [scale * clean - self.mean[0][token]]
-        if base.mu is not None:
-            out.append(scale * base.mu[token, entries] - self.mean[1][token])
-        return p, p * (log_p + self.entropy[token]), out
-
-    def y_moment(self, power):
-        """E_p[y^power], (T,)."""
-        out = torch.zeros_like(self.entropy[:, 0])
-        for some in self.blocks:
-            _, py, _ = self.weights(some)
-            y = self.log_p[:, some] + self.entropy
-            out = out + (py * y.pow(power - 1)).sum(-1)
-        return out
+        means = [m[tokens, 0] for m in self.mean]
+        variables = [q - m for q, m in zip(self.uncentred(tokens, entries), means)]
+        return p, p * (log_p + self.entropy[tokens, 0]), variables
 
 
 class Joint:
@@ -147,7 +144,7 @@ class Joint:
 
 
 class Cubic:
-    """Third-order moments for the neurons that most need them, where the only variable is y.
+    """Third-order moments of the neurons that most need them, for variants that add u and y alone.
 
     Attributes
     ----------
@@ -159,19 +156,21 @@ class Cubic:
         u, tokens = fan.u.index_select(0, rows), len(side.log_p)
         cube = u.new_zeros(len(rows), 2 * tokens)
         square_yy, yyy = u.new_zeros(len(rows), tokens), u.new_zeros(len(rows), tokens)
+        y3, y4 = torch.zeros_like(side.peak[:, 0]), torch.zeros_like(side.peak[:, 0])
         for some in side.blocks:
-            p, py, (y,) = side.weights(some)
+            p, py, (y, *_) = side.weights(some)
             part = u[:, some]
             square = part.square()
             pyy = py * y
+            pyyy = pyy * y
+            y3, y4 = y3 + pyyy.sum(-1), y4 + (pyyy * y).sum(-1)
             square_yy.addmm_(square, pyy.T)
-            yyy.addmm_(part, (pyy * y).T)
+            yyy.addmm_(part, pyyy.T)
             cube.addmm_(square.mul_(part), torch.cat((p, py)).T)
         self.rows = rows
         m, uy = joint.mean[rows], joint.y[rows]
         uu, uuy = joint.square[rows], joint.square_y[rows]  # centred
         uyy, yy = joint.q_y[0][rows], side.qq[0][0]
-        y3, y4 = side.y_moment(3), side.y_moment(4)
         third, third_y = cube.split(tokens, 1)
         self.terms = (
             (third - 3 * m * uu - m.pow(3), 3 * uuy, 3 * uyy, y3),

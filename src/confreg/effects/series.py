@@ -1,17 +1,18 @@
-"""The closed form over all neurons and tokens at once: moments, a head summed exactly, a bound.
+"""The closed form over all neurons and tokens at once: moments, bands summed exactly, a bound.
 
 For one token let p be the model's distribution, y = log p + H its centred log-probability and
 f = gain·u + Σ_j c_j q_j, less its mean under p, what an ablation adds to the logits (q: the logits
-themselves, for the temperature, and a post-norm's μ). With
+themselves, for the temperature, a post-norm's μ, the token-frequency direction). With
 
     A = E_p[e^f],   B = E_p[y e^f],   C = E_p[f e^f]
 
-the loss changes by log A − f(target) and the entropy by log A − (B + C)/A. Three stages give them:
+the loss changes by log A − f(target), the entropy by log A − (B + C)/A, and D(p_freq ‖ p) by
+log A − E_freq[f]. Three stages give them:
 
-1. Up to second order in f, from joint moments of p with u and u²: a few matrix products for all
-   neurons and tokens. Taylor's remainder bounds the error of every pair.
-2. Where that bound exceeds the tolerance: the terms beyond second order summed exactly over the
-   token's *head*, the vocabulary entries likelier than `HEAD`; the bound now counts the tail only.
+1. Up to second order in f, for some neurons the third, from joint moments of p with u and u²: a
+   few matrix products for all neurons and tokens. Taylor's remainder bounds every pair's error.
+2. Where that bound exceeds the tolerance: what lies beyond is summed exactly over the token's
+   likeliest vocabulary entries, band by band (`BANDS`); the bound now counts the rest only.
 3. Where it still exceeds the tolerance: `exact`.
 
 The derivation is in docs/effects.md.
@@ -19,204 +20,137 @@ The derivation is in docs/effects.md.
 
 import torch
 
-from .exact import LOG2E, exact_token, others
-from .measures import split, variants_of
+from .exact import CACHED, LOG2E, exact_token, frequency_kept, others
+from .measures import TILTED, split, variants_of
 from .moments import Cubic, Joint, Side
-from .sums import Sums, second_order, transfer_bounds
+from .sums import Sums, second_order
 
-HEAD = -12.7  # log probability above which a vocabulary entry belongs to a token's head
-CUBIC = 0.5  # suspects a token, over both variants, for which a neuron's third order pays
+BANDS = (-9.0, -12.7)
+"""Log probabilities at which the bands of stage 2 end: some 200 and 2,000 entries in all."""
+CUBIC = 0.5  # suspects a token, over all variants, for which a neuron's third order pays
 
 
-class Head:
-    """One token's head: the vocabulary entries that stage 2 sums exactly."""
+class Band:
+    """Vocabulary entries of one token that stage 2 sums exactly."""
 
-    def __init__(self, side, by_entry, token):
-        entries = (side.log_p[token] > HEAD).nonzero()[:, 0]
-        self.p, self.py, self.variables = side.at(token, entries)
-        self.u = by_entry.index_select(0, entries)
-        self.peak = side.entropy[token, 0] + HEAD
+    def __init__(self, side, token, high, low):
+        log_p = side.log_p[token]
+        self.entries = ((log_p <= high) & (log_p > low)).nonzero()[:, 0]
+        self.p, self.py, self.variables = side.at(token, self.entries)
+        # No entry that is left is likelier than this.
+        self.peak = side.entropy[token, 0] + low
 
-    def refine(self, sums, gain, coefficients, mean, rows):
-        """Stage 2: `Sums` (m,) of the neurons ``rows``, given theirs of stage 1."""
-        f = self.u.index_select(1, rows).sub_(mean).mul_(gain)
+    def gather(self, u, rows):
+        """u of some neurons at the band's entries, (m, K)."""
+        # Several times faster than indexing with rows and entries.
+        place = (rows * u.shape[1])[:, None] + self.entries
+        return u.view(-1).index_select(0, place.view(-1)).view(place.shape)
+
+    def add(self, sums, u, gain, coefficients, mean):
+        """`Sums` (m,) of some neurons with the band's entries summed exactly; ``u`` (m, K)."""
+        f = (u - mean[:, None]).mul_(gain[:, None])
         for c, q in zip(coefficients, self.variables):
             if c.any():
-                f.addcmul_(q[:, None], c)
+                f.addcmul_(c[:, None], q)
         square = f.square()
-        f2, y2 = self.sums(square)
-        beyond = (f * LOG2E).exp2_().sub_(1).sub_(f).sub_(square, alpha=0.5)
-        if sums.cubic.any():
-            third = (square * f).mul_(sums.cubic / 6)
-            a, b = self.sums(beyond.sub_(third))
-            last = beyond.add_(third).addcmul_(square, (1 - sums.cubic) / 2)
-        else:
-            a, b = self.sums(beyond)
-            last = beyond.add_(square, alpha=0.5)
+        left = torch.maximum(sums.f2 - square @ self.p, 1e-6 * sums.f2)
+        y2 = sums.y2 - square @ self.py
+        half = square.mul_(0.5)
+        beyond = (f * LOG2E).exp2_().sub_(1).sub_(f).sub_(half)
         # C beyond second order is the sum of f (e^f − 1 − f), beyond third that less f³/2.
-        c = last.mul_(f).T @ self.p
-        left = torch.maximum(sums.f2 - f2, 1e-6 * sums.f2)
+        tail = half
+        if sums.cubic.any():
+            third = (half * f).mul_(sums.cubic[:, None] / 3)
+            beyond.sub_(third)
+            tail = half.mul_(1 - sums.cubic[:, None]).add_(third)
+        a, b = beyond @ self.p, beyond @ self.py
+        c = beyond.add_(tail).mul_(f) @ self.p
         return Sums(
             sums.a + a, sums.b + b, sums.c + c,
-            left, sums.y2 - y2, self.peak, sums.reach, sums.noise, sums.cubic,
+            left, y2, self.peak, sums.reach, sums.noise, sums.cubic,
         )  # fmt: skip
-
-    def sums(self, values):
-        """Sums over the head of p·values and p·y·values: (K, m) -> two (m,)."""
-        return values.T @ self.p, values.T @ self.py
 
 
 class Variant:
     """One variant's ablations of a block, through the stages."""
 
-    def __init__(self, side, joint, by_entry, coefficients, columns, tolerance):
-        scale = side.base.readout.scale
-        self.side = side
+    def __init__(self, side, joint, fan, coefficients, columns):
         self.joint = joint
         self.columns = columns  # of the effects, by measure
-        self.coefficients = coefficients
-        self.gain = coefficients.gain * scale
+        self.gain = coefficients.gain * side.base.readout.scale
         self.others = others(coefficients)
-        self.mean = joint.mean
         self.sums = second_order(side, joint, self.gain, self.others)
-        self.at_target = torch.full_like(self.mean, torch.nan)
-        for token, target in enumerate(side.base.targets.tolist()):
-            if target >= 0:
-                at = slice(target, target + 1)
-                f = self.gain[:, token] * (by_entry[target] - self.mean[:, token])
-                for c, q in zip(self.others, side.at(token, at)[2]):
-                    f = f + c[:, token] * q
-                self.at_target[:, token] = f
+        self.at = {}  # what f is, by measure, where log A is compared with it
+        if "loss" in columns:
+            targets = side.base.targets
+            at_target = fan.u.index_select(1, targets.clamp_min(0))
+            at_target = self.less_mean(at_target, side.at_target)
+            self.at["loss"] = torch.where(targets < 0, torch.nan, at_target)
+        if "kl_frequency" in columns:
+            at_frequency = fan.at_frequency[:, None]
+            self.at["kl_frequency"] = self.less_mean(at_frequency, side.at_frequency)
+        # Third orders are those of u and y: see `Cubic`.
+        self.plain = side.same and len(self.others) == 1
 
-        self.tolerance = tolerance
-        self.judge()
-        self.left = torch.zeros_like(self.suspects)  # to exact
+    def less_mean(self, u, variables):
+        """f (n, T) from values, or means, of u (n, T) and of the centred variables (T,)."""
+        f = self.gain * (u - self.joint.mean)
+        for c, q in zip(self.others, variables):
+            f = f + c * q
+        return f
 
-    def judge(self):
+    def judge(self, tolerance):
         """Stage 1's effects, and the pairs whose bound exceeds the tolerance."""
-        self.values = self.read(self.sums, self.at_target)
-        self.suspects = ~(self.bound(self.sums) <= self.tolerance)
+        self.values = self.read(self.sums, self.at)
+        self.suspects = ~(self.bound(self.sums) <= tolerance)
 
-    def read(self, sums, at_target):
+    def read(self, sums, at):
         """The effects (..., columns) of some pairs."""
-        found = {"loss": sums.loss(at_target), "entropy": sums.entropy()}
-        return torch.stack([found[name] for name in self.columns], -1)
+        log_a = sums.a.log()
+        found = [
+            log_a - at[name] if name in at else log_a - (sums.b + sums.c) / sums.a
+            for name in self.columns
+        ]
+        return torch.stack(found, -1)
 
     def bound(self, sums):
         """Bound on the error of some pairs, the largest of their effects."""
         return sums.entropy_bound() if "entropy" in self.columns else sums.loss_bound()
 
-    def apart(self, other, rows, token):
-        """The largest |f − f'| of two variants for some neurons with one token."""
-        out = (self.gain - other.gain)[rows, token].abs() * self.joint.reach[rows, token]
-        for mine, theirs, q in zip(self.others, other.others, self.side.reach):
-            out = out + (mine - theirs)[rows, token].abs() * q[token]
-        return out
+    def improve(self, sums, band, u, rows, token):
+        """Stage 2: the `Sums` of some neurons with one token, after one more band."""
+        coefficients = [c[rows, token] for c in self.others]
+        gain, mean = self.gain[rows, token], self.joint.mean[rows, token]
+        sums = band.add(sums, u, gain, coefficients, mean)
+        at = {name: f[rows, token] for name, f in self.at.items()}
+        self.values[rows, token] = self.read(sums, at)
+        return sums
 
 
-class Token:
-    """Stages 2 and 3 for one token and all variants, each variant once."""
-
-    def __init__(self, side, base, fan, by_entry, token, tolerance):
-        self.side = side
-        self.base = base
-        self.fan = fan
-        self.by_entry = by_entry
-        self.token = token
-        self.tolerance = tolerance
-        self.head = None
-
-    def improve(self, one, effects, guide=None):
-        """Recompute the suspects of a variant; a `Guide` for others, or None without suspects."""
-        token = self.token
-        rows = one.suspects[:, token].nonzero()[:, 0]
-        if guide is not None and len(rows):
-            rows = rows[~guide.lend(one, rows, one.sums.at(rows, token), 0, self.tolerance)]
+def add_bands(variants, side, u, token, rows, tolerance):
+    """Stage 2 for one token and some neurons; those that it leaves to stage 3."""
+    sums = [one.sums.at(rows, token) for one in variants]
+    high = torch.inf
+    for low in BANDS:
         if len(rows) == 0:
-            return None
-        if self.head is None:
-            self.head = Head(self.side, self.by_entry, token)
-        first, before = one.sums.at(rows, token), one.values[rows, token]
-        coefficients = [c[rows, token] for c in one.others]
-        gain, mean = one.gain[rows, token], one.mean[rows, token]
-        sums = self.head.refine(first, gain, coefficients, mean, rows)
-        values = one.read(sums, one.at_target[rows, token])
-        one.values[rows, token] = values
-        bound = one.bound(sums)
-        left = ~(bound <= self.tolerance)
-        if guide is not None and left.any():
-            some = left.nonzero()[:, 0]
-            left[some] = ~guide.lend(one, rows[some], sums.only(some), 1, self.tolerance)
-        if left.any():
-            one.values[rows[left], token] = self.exactly(one, rows[left], effects)
-        one.left[rows[left], token] = True
-        bound = torch.where(left, 0.0, bound)
-        return Guide(one, token, rows, (first, sums), (before, values), bound)
-
-    def exactly(self, one, rows, effects):
-        """Stage 3: the effects (m, columns) of one variant."""
-        names = tuple(effects[column] for column in one.columns.values())
-        pairs = {split(names[0])[1]: one.coefficients.at(rows, self.token)}
-        return exact_token(self.base, self.fan, self.token, pairs, names, rows)
+            break
+        band = Band(side, token, high, low)
+        # All variants push by the same u, and fetching it costs more than what follows.
+        pushed = band.gather(u, rows)
+        sums = [one.improve(s, band, pushed, rows, token) for one, s in zip(variants, sums)]
+        bounds = torch.stack([one.bound(s) for one, s in zip(variants, sums)])
+        left = (~(bounds <= tolerance).all(0)).nonzero()[:, 0]
+        rows, sums, high = rows[left], [s.only(left) for s in sums], low
+    return rows
 
 
-class Guide:
-    """What stages 2 and 3 changed in one variant, which another one may change alike.
-
-    The total effect's f is the direct effect's but for the temperature's little: what the first
-    stage left out of the one is nearly what it left out of the other, and `transfer_bounds` says
-    how nearly.
-    """
-
-    def __init__(self, one, token, rows, sums, values, bound):
-        self.one = one
-        self.token = token
-        self.sums = sums
-        self.values = values
-        self.rows = rows
-        self.place = torch.full((len(one.gain),), -1, dtype=torch.int64, device=rows.device)
-        self.place[rows] = torch.arange(len(rows), device=rows.device)
-        self.bound = bound
-
-    def lend(self, other, rows, sums, stage, tolerance):
-        """Change the suspects ``rows`` of another variant alike where that is good enough.
-
-        ``sums`` are theirs after ``stage`` (0 or 1). Returns which were changed, (m,) bool.
-        """
-        done = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-        if list(self.one.columns) != ["loss", "entropy"] or list(other.columns) != [
-            "loss",
-            "entropy",
-        ]:
-            return done
-        place = self.place[rows]
-        known = (place >= 0).nonzero()[:, 0]
-        if len(known) == 0:
-            return done
-        rows, place, mine = rows[known], place[known], sums.only(known)
-        theirs = self.sums[stage].only(place)
-        change = self.one.values[rows, self.token] - self.values[stage][place]
-        bound = transfer_bounds(mine, theirs, other.apart(self.one, rows, self.token))[1]
-        # Where A and D = B + C differ, so does what the same change of them does.
-        differ = 2 * (mine.a - theirs.a).abs() + (mine.b + mine.c - theirs.b - theirs.c).abs()
-        bound = bound + self.bound[place] + change.nan_to_num().abs().sum(-1) * differ
-        good = bound <= tolerance
-        rows, change = rows[good], change[good]
-        now = other.read(mine.only(good), other.at_target[rows, self.token])
-        other.values[rows, self.token] = now + change
-        done[known[good]] = True
-        return done
-
-
-def series(base, fan, by_entry, coefficients, effects, tolerance):
+def series(base, fan, coefficients, effects, tolerance):
     """Effects of every neuron on every token of a block.
 
     Parameters
     ----------
     base : Base
     fan : Fan
-    by_entry : Tensor (V, n)
-        The fan's u, transposed.
     coefficients : dict of str to Coefficients, each (n, T)
     effects : tuple of str
         Which `exact.tilts` admits.
@@ -227,31 +161,47 @@ def series(base, fan, by_entry, coefficients, effects, tolerance):
     -------
     effects : Tensor (n, T, E) float32
     recomputed : int
-        Pairs of which some effect was left to `exact`.
+        Pairs that were left to `exact`.
     """
     side = Side(base)
     joint = Joint(side, fan)
     variants = []
-    for name in sorted(variants_of(effects)):  # the direct effect first: it is the guide
+    for name in variants_of(effects):
+        if name == "frequency_direct":
+            total, scale = coefficients["total"], base.readout.scale
+            kept = frequency_kept(total, scale, fan.along[:, None], side.along)
+            coefficients = {**coefficients, name: kept}
         columns = {m: i for i, (m, v) in enumerate(map(split, effects)) if v == name}
-        columns = {m: columns[m] for m in ("loss", "entropy") if m in columns}
-        variants.append(Variant(side, joint, by_entry, coefficients[name], columns, tolerance))
-    suspects = torch.stack([one.suspects.sum(-1) for one in variants])
-    rows = (suspects.sum(0) > CUBIC * len(side.log_p)).nonzero()[:, 0]
-    if len(rows) and side.same and base.mu is None:
-        cubic = Cubic(side, fan, joint, rows)
-        for one in variants:
-            cubic.add(one.sums, one.gain, one.others[0])
-            one.judge()
+        columns = {m: columns[m] for m in TILTED if m in columns}
+        variants.append(Variant(side, joint, fan, coefficients[name], columns))
+    suspects = third_order(variants, side, joint, fan, tolerance)
+    out = fan.u.new_empty(*suspects.shape, len(effects))
+    recomputed = 0
     for token in range(len(side.log_p)):
-        state = Token(side, base, fan, by_entry, token, tolerance)
-        guide = None
-        for one in variants:
-            guide = state.improve(one, effects, guide)
-    out = fan.u.new_empty(*joint.mean.shape, len(effects))
-    left = torch.zeros_like(variants[0].left)
+        rows = suspects[:, token].nonzero()[:, 0]
+        rows = add_bands(variants, side, fan.u, token, rows, tolerance)
+        if len(rows):
+            pairs = {name: c.at(rows, token) for name, c in coefficients.items()}
+            found = exact_token(base, fan, token, pairs, effects, rows)
+            for one in variants:
+                one.values[rows, token] = found[:, list(one.columns.values())]
+        recomputed += len(rows)
     for one in variants:
-        for values, column in zip(one.values.unbind(-1), one.columns.values()):
-            out[..., column] = values
-        left |= one.left
-    return out, int(left.sum())
+        out[..., list(one.columns.values())] = one.values
+    return out, recomputed
+
+
+def third_order(variants, side, joint, fan, tolerance):
+    """Judge all pairs, and again with third orders where they pay; the suspects, (n, T) bool."""
+    for one in variants:
+        one.judge(tolerance)
+    plain = [one for one in variants if one.plain]
+    if plain:
+        count = sum(one.suspects.sum(-1) for one in plain)
+        rows = (count > CUBIC * len(side.log_p)).nonzero()[:, 0]
+        if len(rows):
+            cubic = Cubic(side, fan, joint, rows)
+            for one in plain:
+                cubic.add(one.sums, one.gain, one.others[0])
+                one.judge(tolerance)
+    return torch.stack([one.suspects for one in variants]).any(0)

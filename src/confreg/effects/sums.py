@@ -45,14 +45,6 @@ class Sums:
         a, b, c, f2, y2, reach, noise = (value[rows] for value in values)
         return Sums(a, b, c, f2, y2, self.peak, reach, noise, self.cubic[rows])
 
-    def loss(self, at_target):
-        """Change of the loss; ``at_target`` is f there."""
-        return self.a.log() - at_target
-
-    def entropy(self):
-        """Change of the entropy."""
-        return self.a.log() - (self.b + self.c) / self.a
-
     def y_abs(self):
         """Bound on E_p[|y| f²] over the part that was not summed: |y| ≤ 2 max(peak, 0) − y."""
         return (2 * self.peak.clamp_min(0) * self.f2 - self.y2).clamp_min(0)
@@ -87,22 +79,6 @@ class Sums:
         rest = (y + (1 + d) * self.f2) / (24 + 6 * third.float()) + self.f2 / 6
         bound = self.remainder() * (leading.clamp_min(0) / 6 + self.reach * rest)
         return bound + (2 + d) * self.noise
-
-
-def transfer_bounds(one, other, apart):
-    """Bounds on how much two `Sums` differ in the errors of their loss and entropy.
-
-    By the mean value theorem, ``apart`` being the largest |f − f'|: the derivatives of the
-    remainders in A and in C are at most f² e^|f| / 2 and 3 f² e^|f| / 2, and with the third order
-    |f|³ e^|f| / 6 and 2 |f|³ e^|f| / 3.
-    """
-    reach = torch.maximum(one.reach, other.reach)
-    factor = apart * reach.clamp_max(30).exp()
-    factor = torch.where(one.third(), factor * reach / 2, factor)
-    f2, y2 = one.f2 + other.f2, one.y_abs() + other.y_abs()
-    loss = factor * f2 / 2 + one.noise + other.noise
-    d = torch.maximum((one.b + one.c).abs(), (other.b + other.c).abs())
-    return loss, loss * (2 + d) + factor * (y2 / 2 + 1.5 * f2)
 
 
 def second_order(side, joint, gain, coefficients):

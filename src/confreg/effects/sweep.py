@@ -86,8 +86,8 @@ class Block:
         # A token: raw logits, log p, μ and what making them takes. Larger chunks gain nothing.
         tokens = int(min(256, numbers / 4 / (6 * vocabulary)))
         tokens = max(1, min(tokens, len(self.positions)))
-        # A neuron: u twice, a one-hot row, directions, a block's squares, tables of its pairs.
-        each = 2.2 * vocabulary + self.batch.width + 4 * d + 2048 + 64 * tokens
+        # A neuron: u and its making, a one-hot row, directions, squares, tables of its pairs.
+        each = 1.4 * vocabulary + self.batch.width + 4 * d + 2048 + 64 * tokens
         neurons = int((numbers - 6 * vocabulary * tokens) / each)
         return max(1, min(neurons, len(self.neurons))), tokens
 
@@ -109,6 +109,14 @@ class Block:
         residual = take(self.residual, positions).to(dtype)
         change = final_norm_change(self.readout, residual, directions, alpha, kappa, carried)
         return change, carried
+
+    def fan(self, directions, centre):
+        """What some neurons add to raw logits, made a few at a time: a module's output is copied."""
+        u = directions.new_empty(len(directions), self.raw.shape[-1])
+        for some in spans(len(u), max(16, len(u) // 8)):
+            u[some] = self.readout.directions(directions[some])
+        p_frequency = None if self.log_frequency is None else self.log_frequency.exp()
+        return Fan(u, centre, self.frequency, p_frequency)
 
     def base(self, tokens, carried):
         """The unablated side of the closed forms."""
@@ -148,14 +156,13 @@ def close(block, tally):
     for neurons in spans(len(block.neurons), size_n):
         weights = block.write.weights(block.neurons[neurons], block.residual)
         directions = block.write.directions(weights)
-        fan = Fan(block.readout.directions(directions), centre)
-        by_entry = fan.u.T.contiguous() if batch.engine == "series" and fast else None
+        fan = block.fan(directions, centre)
         for tokens in spans(count, size_t):
             found, carried = block.coefficients(weights, directions, neurons, tokens)
             base = block.base(tokens, carried)
             parts = {}
-            if by_entry is not None:
-                values, left = series(base, fan, by_entry, found, fast, batch.tolerance)
+            if batch.engine == "series" and fast:
+                values, left = series(base, fan, found, fast, batch.tolerance)
                 tally.recomputed += 0 if slow else left
             else:
                 values = exact(base, fan, found, fast)
