@@ -91,9 +91,7 @@ def test_frequency_effects_are_within_the_tolerance(centred, bias, post, scale, 
     out = measure(layer, engine, FREQUENCY, tolerance=1e-5, **options)
     expected = truth(layer, FREQUENCY, **options)
     assert (expected[..., 0] - expected[..., 1]).abs().nan_to_num().max() > 1e-3
-    torch.testing.assert_close(
-        out["effects"].double(), expected, atol=2e-5, rtol=0, equal_nan=True
-    )
+    torch.testing.assert_close(out["effects"].double(), expected, atol=2e-5, rtol=0, equal_nan=True)
     if engine == "series":
         assert 0 < out["recomputed"] < out["pairs"]
 

@@ -6,7 +6,7 @@ from .geometry import Coefficients
 from .measures import TILTED, change, measures_of, outcome, paired, split, variants_of
 from .temperature import tempering
 
-CACHED = 2**19  # numbers at once: what a few passes find in the cache
+CACHED = 2**18  # numbers at once: what a few passes find in the cache
 SAFE = 20.0  # |f| up to which float32 sums of f e^f keep their digits
 LOG2E = 1.4426950408889634  # exp2 is twice as fast as exp
 
@@ -115,36 +115,60 @@ class Tilt:
             reach = reach + c.abs() * q.abs().amax()
         return reach
 
-    def effects(self, fan, rows, coefficients):
-        """Measures of the neurons ``rows`` of a fan, dict of (m,)."""
-        gain = (coefficients.gain * (self.scale * LOG2E))[:, None]
-        # About f's mean under p: e^f stays near one whatever the neuron adds to all logits.
-        shift = fan.u[rows[:, None], self.likely].to(gain.dtype) @ self.likely_p
-        shift = shift[:, None] * gain
-        moved = [(c * LOG2E, q) for c, q in zip(others(coefficients), self.variables) if c.any()]
-        a = b = c = at_frequency = torch.zeros_like(gain[:, 0])
-        at_target = torch.full_like(gain[:, 0], torch.nan)
+    def effects(self, fan, rows, variants):
+        """Measures of the neurons ``rows`` of a fan, for each `Coefficients`: list of dict."""
+        tilts = [Tilted(self, fan, rows, coefficients) for coefficients in variants]
         size = max(256, CACHED // len(rows))
         for start in range(0, len(self.p), size):
             some = slice(start, start + size)
-            p, py = self.p[some], self.py[some]
-            f = fan.u[:, some].index_select(0, rows).to(gain.dtype).mul_(gain).sub_(shift)
-            for coefficient, q in moved:
-                f.addcmul_(coefficient[:, None], q[some])
-            if start <= self.target < start + size:
-                at_target = f[:, self.target - start] / LOG2E
-            if self.unigrams is not None:
-                at_frequency = at_frequency + f @ self.unigrams[some]
-            tilted = f.exp2()
-            c = c + f.mul_(tilted) @ p
-            # Less one, lest the tail's small terms are lost in a sum near one.
-            a = a + tilted.sub_(1) @ p
-            b = b + tilted @ py
-        log_a = torch.log1p(a)
+            # All variants push by the same u: fetched once.
+            u = fan.u[:, some].index_select(0, rows).to(self.p.dtype)
+            for tilt in tilts:
+                tilt.add(u, some)
+        return [tilt.measures() for tilt in tilts]
+
+
+class Tilted:
+    """The sums of one variant of some neurons' ablations with one token, (m,) each."""
+
+    def __init__(self, tilt, fan, rows, coefficients):
+        self.tilt = tilt
+        self.gain = (coefficients.gain * (tilt.scale * LOG2E))[:, None]
+        # About f's mean under p: e^f stays near one whatever the neuron adds to all logits.
+        shift = fan.u[rows[:, None], tilt.likely].to(self.gain.dtype) @ tilt.likely_p
+        self.shift = shift[:, None] * self.gain
+        self.moved = [
+            ((c * LOG2E)[:, None], q)
+            for c, q in zip(others(coefficients), tilt.variables)
+            if c.any()
+        ]
+        self.a = self.b = self.c = self.at_frequency = torch.zeros_like(shift)
+        self.at_target = torch.full_like(shift, torch.nan)
+
+    def add(self, u, some):
+        """Add a slice of the vocabulary, where the neurons' u are (m, v)."""
+        tilt = self.tilt
+        p, py = tilt.p[some], tilt.py[some]
+        f = torch.mul(u, self.gain).sub_(self.shift)
+        for c, q in self.moved:
+            f.addcmul_(c, q[some])
+        if some.start <= tilt.target < some.stop:
+            self.at_target = f[:, tilt.target - some.start] / LOG2E
+        if tilt.unigrams is not None:
+            self.at_frequency = self.at_frequency + f @ tilt.unigrams[some] / LOG2E
+        tilted = f.exp2()
+        self.c = self.c + f.mul_(tilted) @ p / LOG2E
+        # Less one, lest the tail's small terms are lost in a sum near one.
+        self.a = self.a + tilted.sub_(1) @ p
+        self.b = self.b + tilted @ py
+
+    def measures(self):
+        """`measures.TILTED`, dict of (m,)."""
+        log_a = torch.log1p(self.a)
         return {
-            "loss": log_a - at_target,
-            "entropy": log_a - (b + c / LOG2E) / (1 + a),
-            "kl_frequency": log_a - at_frequency / LOG2E,
+            "loss": log_a - self.at_target,
+            "entropy": log_a - (self.b + self.c) / (1 + self.a),
+            "kl_frequency": log_a - self.at_frequency,
         }
 
 
@@ -258,22 +282,31 @@ def exact_token(base, fan, token, coefficients, effects, rows, dtype=torch.float
     """
     out = torch.empty(len(rows), len(effects), dtype=dtype, device=fan.u.device)
     tilt = Tilt(base, token, dtype) if tilts(base.readout, effects) else None
-    clean = None
+    found, clean = {}, None
+    if tilt:
+        moved = {
+            variant: frequency_back(base, fan, token, coefficients["total"], rows, dtype)
+            if variant == "frequency_direct"
+            else coefficients[variant]
+            for variant in variants_of(effects)
+        }
+        low, high = fan.low[rows], fan.high[rows]
+        moved = {k: v for k, v in moved.items() if (tilt.reach(low, high, v) < SAFE).all()}
+        found = dict(zip(moved, tilt.effects(fan, rows, list(moved.values()))))
     for variant in variants_of(effects):
-        kept = variant == "frequency_direct"
-        own = coefficients["total" if kept else variant]
-        moved = own
-        if tilt and kept:
-            v = base.frequency.to(dtype)
-            along = fan.along[rows] if dtype == fan.along.dtype else fan.u[rows].to(dtype) @ v
-            at = [q @ v for q in base.variables(token, dtype)]
-            moved = frequency_kept(own, base.readout.scale, along, at)
-        if tilt and (tilt.reach(fan.low[rows], fan.high[rows], moved) < SAFE).all():
-            found = tilt.effects(fan, rows, moved)
-        else:
+        if variant not in found:
+            own = coefficients["total" if variant == "frequency_direct" else variant]
             clean = clean or base.clean(token, measures_of(effects), dtype)
-            found = through_logits(base, fan, rows, token, own, effects, variant, clean)
+            found[variant] = through_logits(base, fan, rows, token, own, effects, variant, clean)
         for column, (measure, of) in enumerate(map(split, effects)):
             if of == variant:
-                out[:, column] = found[measure].to(dtype)
+                out[:, column] = found[variant][measure].to(dtype)
     return out
+
+
+def frequency_back(base, fan, token, total, rows, dtype):
+    """`frequency_kept` of some neurons with one token, of their total effect's coefficients."""
+    v = base.frequency.to(dtype)
+    along = fan.along[rows] if dtype == fan.along.dtype else fan.u[rows].to(dtype) @ v
+    variables_along = [q @ v for q in base.variables(token, dtype)]
+    return frequency_kept(total, base.readout.scale, along, variables_along)

@@ -20,13 +20,14 @@ The derivation is in docs/effects.md.
 
 import torch
 
-from .exact import CACHED, LOG2E, exact_token, frequency_kept, others
+from .exact import LOG2E, exact_token, frequency_kept, others
 from .measures import TILTED, split, variants_of
 from .moments import Cubic, Joint, Side
 from .sums import Sums, second_order
 
 BANDS = (-9.0, -12.7)
 """Log probabilities at which the bands of stage 2 end: some 200 and 2,000 entries in all."""
+GATHERED = 2**20  # of u's numbers, at once
 CUBIC = 0.5  # suspects a token, over all variants, for which a neuron's third order pays
 
 
@@ -127,20 +128,16 @@ class Variant:
         return sums
 
 
-def add_bands(variants, side, u, token, rows, tolerance):
+def add_bands(variants, bands, u, token, rows, tolerance):
     """Stage 2 for one token and some neurons; those that it leaves to stage 3."""
     sums = [one.sums.at(rows, token) for one in variants]
-    high = torch.inf
-    for low in BANDS:
-        if len(rows) == 0:
-            break
-        band = Band(side, token, high, low)
+    for band in bands:
         # All variants push by the same u, and fetching it costs more than what follows.
         pushed = band.gather(u, rows)
         sums = [one.improve(s, band, pushed, rows, token) for one, s in zip(variants, sums)]
         bounds = torch.stack([one.bound(s) for one, s in zip(variants, sums)])
         left = (~(bounds <= tolerance).all(0)).nonzero()[:, 0]
-        rows, sums, high = rows[left], [s.only(left) for s in sums], low
+        rows, sums = rows[left], [s.only(left) for s in sums]
     return rows
 
 
@@ -179,7 +176,13 @@ def series(base, fan, coefficients, effects, tolerance):
     recomputed = 0
     for token in range(len(side.log_p)):
         rows = suspects[:, token].nonzero()[:, 0]
-        rows = add_bands(variants, side, fan.u, token, rows, tolerance)
+        if len(rows):
+            edges = (torch.inf, *BANDS)
+            bands = [Band(side, token, *edge) for edge in zip(edges, BANDS)]
+            size = max(1, GATHERED // max(1, len(bands[-1].entries)))
+            parts = rows.split(size)
+            parts = [add_bands(variants, bands, fan.u, token, r, tolerance) for r in parts]
+            rows = torch.cat(parts)
         if len(rows):
             pairs = {name: c.at(rows, token) for name, c in coefficients.items()}
             found = exact_token(base, fan, token, pairs, effects, rows)
@@ -197,7 +200,7 @@ def third_order(variants, side, joint, fan, tolerance):
         one.judge(tolerance)
     plain = [one for one in variants if one.plain]
     if plain:
-        count = sum(one.suspects.sum(-1) for one in plain)
+        count = torch.stack([one.suspects.sum(-1) for one in plain]).sum(0)
         rows = (count > CUBIC * len(side.log_p)).nonzero()[:, 0]
         if len(rows):
             cubic = Cubic(side, fan, joint, rows)

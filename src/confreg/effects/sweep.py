@@ -111,10 +111,14 @@ class Block:
         return change, carried
 
     def fan(self, directions, centre):
-        """What some neurons add to raw logits, made a few at a time: a module's output is copied."""
-        u = directions.new_empty(len(directions), self.raw.shape[-1])
-        for some in spans(len(u), max(16, len(u) // 8)):
-            u[some] = self.readout.directions(directions[some])
+        """What some neurons add to raw logits. Holds u once, and while it is made some more."""
+        n, vocabulary = len(directions), self.raw.shape[-1]
+        if 4 * 2.2 * n * vocabulary < 0.85 * self.batch.memory:
+            u = self.readout.directions(directions)
+        else:
+            u = directions.new_empty(n, vocabulary)
+            for some in spans(n, max(16, n // 8)):
+                u[some] = self.readout.directions(directions[some])
         p_frequency = None if self.log_frequency is None else self.log_frequency.exp()
         return Fan(u, centre, self.frequency, p_frequency)
 
