@@ -27,7 +27,7 @@ PINS = (
     "ndif[api,ray]==0.1.2",
     "nnsight==0.8.0",
     "transformers==5.22.2",
-    "torch==2.15.0",
+    "torch>=2.14,<2.16",
     "ray[default]==2.60.0",
     "moto[server]==5.2.5",
 )
