@@ -9,15 +9,21 @@ NEURONS = torch.tensor([3, 0, 7, 20])
 VALUES = torch.tensor([0.0, 1.0, -2.0, 0.5])
 
 
+def counts(vocabulary):
+    """Of tokens; the last rows are no token's."""
+    found = torch.randint(0, 200, (vocabulary,), generator=torch.Generator().manual_seed(5))
+    found[-5:] = -1
+    return found
+
+
 def frequencies(vocabulary):
-    """A unit direction and log p_freq whose last rows no token owns."""
-    generator = torch.Generator().manual_seed(5)
-    direction = torch.randn(vocabulary, generator=generator)
-    direction[:-5] -= direction[:-5].mean()
-    direction[-5:] = 0
-    log_p = torch.randn(vocabulary, generator=generator)
-    log_p[-5:] = -torch.inf
-    return direction / direction.norm(), torch.log_softmax(log_p, 0)
+    """The token-frequency direction and log p_freq, as the paper defines them, in float64."""
+    real, number = vocabulary - 5, counts(vocabulary).double()
+    direction = torch.zeros(vocabulary, dtype=torch.float64)
+    log_p = torch.full((vocabulary,), -torch.inf, dtype=torch.float64)
+    log_p[:real] = ((number[:real] + 1) / (number[:real] + 1).sum()).log()
+    direction[:real] = log_p[:real] - log_p[:real].mean()
+    return direction / direction.norm(), log_p
 
 
 def measure(
@@ -25,13 +31,12 @@ def measure(
 ):
     """What `effects.measure` returns for a layer's random state."""
     stream, activation, ids, targets = state(layer, seed=seed)
-    frequency, log_frequency = frequencies(layer.head.out_features)
     copies = 1 + len(neurons) if engine == "forward" else 1
     inputs = ids.repeat(copies, 1)
     batch = fx.Batch(
         inputs, len(ids), torch.arange(ids.numel()), targets, targets >= 0, 0, neurons,
-        layer.down.in_features, values, names, engine=engine, frequency=frequency,
-        log_frequency=log_frequency, **options,
+        layer.down.in_features, values, names, engine=engine,
+        counts=counts(layer.head.out_features), **options,
     )  # fmt: skip
     with torch.no_grad():
         stream, activation = stream.repeat(copies, 1, 1), activation.repeat(copies, 1, 1)

@@ -8,7 +8,7 @@ decorators; weights are reached by calling modules, never by reading ``.weight``
 """
 
 from .batch import Batch
-from .frequency import frequency_cosines, frequency_direction, log_frequencies
+from .frequency import frequency_cosines
 from .intervene import ablate
 from .readout import MetaWeightError, Readout, read_readout
 from .sweep import measure
@@ -24,8 +24,6 @@ __all__ = [
     "ablate",
     "ablation_values",
     "frequency_cosines",
-    "frequency_direction",
-    "log_frequencies",
     "measure",
     "pick",
     "read_readout",

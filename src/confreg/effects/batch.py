@@ -42,10 +42,9 @@ class Batch:
         Kind and value, see `ablation_values`; read where ``values`` is None.
     over : Tensor (T,) bool, optional
         The tokens that ``ablation`` is over.
-    frequency : Tensor (V,) float32, optional
-        Token-frequency direction, of norm 1.
-    log_frequency : Tensor (V,) float32, optional
-        log p_freq, -inf at rows of the unembedding that no token owns.
+    counts : Tensor (V,) int64, optional
+        How often each token occurs, -1 at rows of the unembedding that no token owns. They travel
+        as they are: what is made of them has several times their bytes.
     sets, set_values : list of Tensor (k,), optional
         Neurons of the layer that are ablated together, and what replaces them: n is then the
         number of sets, and ``neurons`` only says what ``activations`` returns.
@@ -72,8 +71,7 @@ class Batch:
         activations=False,
         ablation=("constant", 0.0),
         over=None,
-        frequency=None,
-        log_frequency=None,
+        counts=None,
         sets=None,
         set_values=None,
     ):
@@ -96,8 +94,7 @@ class Batch:
         self.activations = activations
         self.ablation = ablation
         self.over = over
-        self.frequency = frequency
-        self.log_frequency = log_frequency
+        self.counts = counts
         self.sets = sets
         self.set_values = set_values
 

@@ -5,17 +5,16 @@ import torch
 from .weights import Rows, weights_in_chunks
 
 
-def log_frequencies(counts, real):
+def log_frequencies(counts):
     """log p_freq with p_freq = (count + 1) / Σ, (V,) float32.
 
     Parameters
     ----------
-    counts : Tensor (V,)
-        How often each token occurs.
-    real : Tensor (V,) bool
-        Rows of the unembedding that a token owns; the others take no part, and get -inf.
+    counts : Tensor (V,) int64
+        How often each token occurs; -1 at rows of the unembedding that no token owns, which take
+        no part, and get -inf.
     """
-    smoothed = torch.where(real, counts.double() + 1, 0.0)
+    smoothed = counts.double() + 1
     return (smoothed / smoothed.sum()).log().float()
 
 
@@ -32,7 +31,7 @@ def frequency_direction(log_frequency):
     return out.float()
 
 
-def frequency_cosines(readout, writes, like, frequency, vocab_real, memory=2**29):
+def frequency_cosines(readout, writes, like, counts, vocab_real, memory=2**29):
     """cos(W_U(γ∘P w), v) of every neuron of some layers, by calling modules only.
 
     Parameters
@@ -42,8 +41,8 @@ def frequency_cosines(readout, writes, like, frequency, vocab_real, memory=2**29
         One a layer, L of them, each of n neurons.
     like : Tensor (..., d)
         Any activation of the residual stream.
-    frequency : Tensor (V,)
-        v, of norm 1; 0 at rows of the unembedding that no token owns.
+    counts : Tensor (V,) int64
+        As of `log_frequencies`.
     vocab_real : int
         Rows of the unembedding that tokens own; padding rows after them are left out.
     memory : int
@@ -55,7 +54,7 @@ def frequency_cosines(readout, writes, like, frequency, vocab_real, memory=2**29
         The norm of W_U(γ∘P w) is over the rows that tokens own; no (n, V) array is made.
     """
     with torch.no_grad():
-        frequency = frequency.to(like.device).double()
+        frequency = frequency_direction(log_frequencies(counts)).to(like.device).double()
         rows = Rows(readout, like, vocab_real, memory)
         gram, pulled = products(rows, frequency[:vocab_real])
         found = []

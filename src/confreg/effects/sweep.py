@@ -3,6 +3,7 @@
 import torch
 
 from .exact import Base, Fan, exact, exact_token, put_back, tilts
+from .frequency import frequency_direction, log_frequencies
 from .geometry import final_norm_change
 from .measures import change, measures_of, outcome, paired, split, variants_of
 from .series import series
@@ -76,8 +77,10 @@ class Block:
         self.targets = batch.targets.to(device)
         self.neurons = batch.neurons.to(device)
         self.values = values_of(batch, activation).to(device)
-        self.frequency = None if batch.frequency is None else batch.frequency.to(device)
-        self.log_frequency = None if batch.log_frequency is None else batch.log_frequency.to(device)
+        self.frequency = self.log_frequency = None
+        if batch.counts is not None:
+            self.log_frequency = log_frequencies(batch.counts).to(device)
+            self.frequency = frequency_direction(self.log_frequency)
 
     def sizes(self):
         """Neurons and tokens of a chunk, so that the closed forms fit ``batch.memory``."""

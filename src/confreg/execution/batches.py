@@ -72,7 +72,6 @@ def make_batch(
     units = len(plan.neuron_units) * len(plan.token_units)
     block = token_block(plan.table, *plan.token_units[token_unit])
     engine = plan.engine[layer]
-    log_frequency, frequency = frequencies(plan)
     copies = 1 + (stop - start) if engine == "forward" else 1
     return effects.Batch(
         inputs=block.inputs.repeat(copies, 1),
@@ -93,8 +92,7 @@ def make_batch(
         sample=-(-SAMPLE // units),
         reduce=not plan.cube,
         activations=plan.activations,
-        frequency=frequency,
-        log_frequency=log_frequency,
+        counts=token_counts(plan),
     )
 
 
@@ -121,14 +119,13 @@ def _subjects(plan: Plan, start: int, stop: int, values: np.ndarray | None) -> d
     }
 
 
-def frequencies(plan: Plan) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """log p_freq and the token-frequency direction, (V,) each; None without counts."""
+def token_counts(plan: Plan) -> torch.Tensor | None:
+    """Token counts (V,) int64, -1 at rows that no token owns; None where the recipe takes none."""
     if plan.counts is None:
-        return None, None
-    values = torch.from_numpy(plan.counts.values)
-    real = torch.arange(len(values)) < plan.model.vocab_real
-    log_frequency = effects.log_frequencies(values, real)
-    return log_frequency, effects.frequency_direction(log_frequency)
+        return None
+    values = torch.from_numpy(plan.counts.values.copy())
+    values[plan.model.vocab_real :] = -1
+    return values
 
 
 SAMPLE = 4096

@@ -11,7 +11,7 @@ import torch
 
 from confreg import effects
 from confreg.errors import ConfregError
-from confreg.execution.batches import frequencies, mean_over, token_block
+from confreg.execution.batches import mean_over, token_block, token_counts
 
 if TYPE_CHECKING:
     from confreg.execution.plan import Plan
@@ -68,11 +68,11 @@ def frequency_cosines(plan: Plan, model: Model) -> np.ndarray:
     layers = list(every)
     measure = _cosines_on_server if plan.remote else _cosines_here
     found = np.full((model.n_layers, model.n_neurons), np.nan, dtype=np.float32)
-    found[layers] = _array(measure(plan, model, layers, frequencies(plan)[1]))
+    found[layers] = _array(measure(plan, model, layers, token_counts(plan)))
     return found
 
 
-def _cosines_here(plan: Plan, model: Model, layers: list[int], frequency: Any) -> torch.Tensor:
+def _cosines_here(plan: Plan, model: Model, layers: list[int], counts: Any) -> torch.Tensor:
     final_norm, unembedding = model.final_norm._module, model.unembedding._module
     like = torch.zeros(1, model.d_model, dtype=model.torch_dtype, device=model.device)
     readout = effects.read_readout(final_norm, unembedding, like, **model.readout)
@@ -83,10 +83,10 @@ def _cosines_here(plan: Plan, model: Model, layers: list[int], frequency: Any) -
         spec = {"post_norm": post, "post_input": like, **model.write_spec}
         writes.append(effects.Write(model.down_proj(layer)._module, **spec))
     options = {"vocab_real": model.vocab_real, "memory": plan.memory}
-    return effects.frequency_cosines(readout, writes, like, frequency, **options)
+    return effects.frequency_cosines(readout, writes, like, counts, **options)
 
 
-def _cosines_on_server(plan: Plan, model: Model, layers: list[int], frequency: Any) -> torch.Tensor:
+def _cosines_on_server(plan: Plan, model: Model, layers: list[int], counts: Any) -> torch.Tensor:
     projections = [(model.down_proj(layer), model.post_norm(layer)) for layer in layers]
     final_norm, unembedding = model.final_norm, model.unembedding
     readout_spec, write_spec = model.readout, model.write_spec
@@ -98,7 +98,7 @@ def _cosines_on_server(plan: Plan, model: Model, layers: list[int], frequency: A
             effects.Write(down, post_norm=post, post_input=like, **write_spec)
             for down, post in projections
         ]
-        found = effects.frequency_cosines(readout, writes, like, frequency, **options)
+        found = effects.frequency_cosines(readout, writes, like, counts, **options)
         nnsight.save(found)
     return found
 
