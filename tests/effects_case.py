@@ -10,9 +10,9 @@ VALUES = torch.tensor([0.0, 1.0, -2.0, 0.5])
 
 
 def counts(vocabulary):
-    """Of tokens; the last rows are no token's."""
-    found = torch.randint(0, 200, (vocabulary,), generator=torch.Generator().manual_seed(5))
-    found[-5:] = -1
+    """Of tokens, plus one; the last rows are no token's."""
+    found = torch.randint(1, 70_000, (vocabulary,), generator=torch.Generator().manual_seed(5))
+    found[-5:] = 0
     return found
 
 
@@ -21,7 +21,7 @@ def frequencies(vocabulary):
     real, number = vocabulary - 5, counts(vocabulary).double()
     direction = torch.zeros(vocabulary, dtype=torch.float64)
     log_p = torch.full((vocabulary,), -torch.inf, dtype=torch.float64)
-    log_p[:real] = ((number[:real] + 1) / (number[:real] + 1).sum()).log()
+    log_p[:real] = (number[:real] / number.sum()).log()
     direction[:real] = log_p[:real] - log_p[:real].mean()
     return direction / direction.norm(), log_p
 
@@ -33,10 +33,12 @@ def measure(
     stream, activation, ids, targets = state(layer, seed=seed)
     copies = 1 + len(neurons) if engine == "forward" else 1
     inputs = ids.repeat(copies, 1)
+    numbers = counts(layer.head.out_features)
+    planes = torch.stack([numbers % 256, numbers // 256 % 256, numbers // 65536]).byte()
     batch = fx.Batch(
         inputs, len(ids), torch.arange(ids.numel()), targets, targets >= 0, 0, neurons,
         layer.down.in_features, values, names, engine=engine,
-        counts=counts(layer.head.out_features), **options,
+        counts=planes, **options,
     )  # fmt: skip
     with torch.no_grad():
         stream, activation = stream.repeat(copies, 1, 1), activation.repeat(copies, 1, 1)

@@ -69,9 +69,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 ARCHITECTURES = list(CONFIGS)
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Words ``w2`` to ``w96`` and the two special tokens ``<s>`` and ``</s>``."""
-    words = {"<s>": 0, "</s>": 1} | {f"w{i}": i for i in range(2, VOCAB)}
+def tokenizer(size: int = VOCAB) -> PreTrainedTokenizerFast:
+    """Words from ``w2`` on and the two special tokens ``<s>`` and ``</s>``."""
+    words = {"<s>": 0, "</s>": 1} | {f"w{i}": i for i in range(2, size)}
     raw = Tokenizer(models.WordLevel(words, unk_token="w2"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(

@@ -42,12 +42,12 @@ class Batch:
         Kind and value, see `ablation_values`; read where ``values`` is None.
     over : Tensor (T,) bool, optional
         The tokens that ``ablation`` is over.
-    counts : Tensor (V,) int64, optional
-        How often each token occurs, -1 at rows of the unembedding that no token owns. They travel
-        as they are: what is made of them has several times their bytes.
+    counts : Tensor (bytes, V) uint8, optional
+        How often each token occurs, plus one; 0 at rows of the unembedding that no token owns.
+        Bytes from the least significant: so they travel as a third of what is made of them.
     sets, set_values : list of Tensor (k,), optional
         Neurons of the layer that are ablated together, and what replaces them: n is then the
-        number of sets, and ``neurons`` only says what ``activations`` returns.
+        number of sets, and ``neurons`` and ``values`` are empty.
     """
 
     def __init__(

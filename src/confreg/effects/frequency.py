@@ -10,11 +10,11 @@ def log_frequencies(counts):
 
     Parameters
     ----------
-    counts : Tensor (V,) int64
-        How often each token occurs; -1 at rows of the unembedding that no token owns, which take
-        no part, and get -inf.
+    counts : Tensor (bytes, V) uint8
+        As of `confreg.effects.batch.Batch`. Rows that no token owns take no part, and get -inf.
     """
-    smoothed = counts.double() + 1
+    weights = 256.0 ** torch.arange(len(counts), dtype=torch.float64)
+    smoothed = weights @ counts.double().cpu()
     return (smoothed / smoothed.sum()).log().float()
 
 
@@ -41,7 +41,7 @@ def frequency_cosines(readout, writes, like, counts, vocab_real, memory=2**29):
         One a layer, L of them, each of n neurons.
     like : Tensor (..., d)
         Any activation of the residual stream.
-    counts : Tensor (V,) int64
+    counts : Tensor (bytes, V) uint8
         As of `log_frequencies`.
     vocab_real : int
         Rows of the unembedding that tokens own; padding rows after them are left out.

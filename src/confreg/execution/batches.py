@@ -112,20 +112,18 @@ def _subjects(plan: Plan, start: int, stop: int, values: np.ndarray | None) -> d
         for at, k in zip(where, plan.sets.deviation[start:stop])
     ]
     return {
-        "neurons": torch.from_numpy(plan.neurons.index.copy()),
-        "values": torch.from_numpy(mean.copy()),
+        "neurons": torch.empty(0, dtype=torch.int64),
+        "values": torch.empty(0),
         "sets": [torch.from_numpy(members) for members in chosen],
         "set_values": [torch.from_numpy(each) for each in replaced],
     }
 
 
 def token_counts(plan: Plan) -> torch.Tensor | None:
-    """Token counts (V,) int64, -1 at rows that no token owns; None where the recipe takes none."""
+    """Token counts as a batch takes them; None where the recipe takes none."""
     if plan.counts is None:
         return None
-    values = torch.from_numpy(plan.counts.values.copy())
-    values[plan.model.vocab_real :] = -1
-    return values
+    return torch.from_numpy(plan.counts.packed(plan.model.vocab_real))
 
 
 SAMPLE = 4096

@@ -32,6 +32,9 @@ CLOSED_FORMS = ("series", "exact")
 # A unit is what a progress bar advances by and what a killed run loses: some ten seconds.
 UNIT_TOKENS = 512
 FORWARD_NEURONS = 16
+# What a unit's neurons and token counts may take of a request to a server: with the block's source
+# that is 100 kB. Neurons are left some of it where counts take nearly all.
+UPLOAD, UPLOAD_LEAST = 50_000, 5_000
 Span = tuple[int, int]
 
 
@@ -228,7 +231,7 @@ def make_plan(
             raise ConfregError("Sets are ablated here: --activations are kept for single neurons.")
         engine = {at: "exact" if e == "series" else e for at, e in engine.items()}
     subjects = neurons if sets is None else sets
-    spans = _Spans(model, table, subjects, len(effects), engine, memory, request, profile)
+    spans = _Spans(model, table, subjects, len(effects), engine, memory, request, profile, counts)
     neuron_units, token_units = spans.neurons(), spans.tokens()
     return Plan(
         request=request,
@@ -287,6 +290,7 @@ class _Spans:
     memory: int
     request: Request
     profile: Profile
+    counts: Counts | None
 
     @property
     def forward(self) -> bool:
@@ -303,6 +307,8 @@ class _Spans:
             most = min(most, FORWARD_NEURONS)
         else:
             most = max(self.memory // 4 // (self.length * self.n_effects * 8), 1)
+        if isinstance(self.profile, NdifProfile):
+            most = min(most, self._uploaded())
         spans = []
         for layer in self.neurons_.layers:
             where = np.flatnonzero(self.neurons_.layer == layer)
@@ -323,6 +329,19 @@ class _Spans:
         elif not self._whole_passes():
             fit = min(fit, max(UNIT_TOKENS // length, 1) * length)
         return [(a, min(a + fit, total)) for a in range(0, total, fit)]
+
+    def _uploaded(self) -> int:
+        """How many neurons, or sets of them, a request may name."""
+        # An index and an ablation value each, as they compress.
+        each = 6
+        if isinstance(self.neurons_, Sets):
+            each = 60 + 8 * max(map(len, self.neurons_.members))
+        left = UPLOAD
+        if self.counts is not None:
+            counts = self.counts.bytes_sent(self.model.vocab_real)
+            # Counts of a vocabulary so large are more than that by themselves.
+            left = UPLOAD - counts if counts < UPLOAD else UPLOAD // 2
+        return max(max(left, UPLOAD_LEAST) // each, 1)
 
     def _whole_passes(self) -> bool:
         # Where a pass is dear (weights read from disk, a request), tokens share it.
