@@ -71,6 +71,15 @@ def test_a_sample_is_recomputed_in_float64():
     assert out["error_sum"] <= 20 * out["error_max"]
 
 
+@pytest.mark.parametrize("centred", [False, True])
+def test_sums_over_a_large_vocabulary_keep_their_digits(centred):
+    layer = layer_of(centred, False, False, None, vocabulary=60_000)
+    strong = torch.tensor([2.0, -3.0, 4.0, 2.0])
+    out = measure(layer, "exact", NAMES[:4], values=strong, sample=4 * 14)
+    assert out["effects"].nan_to_num().abs().amax() > 10
+    assert out["error_max"] < 1e-5
+
+
 def test_activations_are_those_of_the_neurons():
     layer = layer_of(False, False, False, None)
     out = measure(layer, "exact", NAMES[:1], activations=True)

@@ -7,6 +7,7 @@ from .measures import TILTED, change, measures_of, outcome, paired, split, varia
 from .temperature import tempering
 
 CACHED = 2**18  # numbers at once: what a few passes find in the cache
+PIECE = 2**11  # terms that a float32 product adds up one by one, losing digits as it goes
 SAFE = 20.0  # |f| up to which float32 sums of f e^f keep their digits
 LOG2E = 1.4426950408889634  # exp2 is twice as fast as exp
 
@@ -82,8 +83,8 @@ class Fan:
     def __init__(self, u, centre=None, frequency=None, p_frequency=None):
         self.u = u if centre is None else u.sub_((u @ centre)[:, None])
         self.low, self.high = self.u.amin(-1), self.u.amax(-1)
-        self.along = None if frequency is None else self.u @ frequency
-        self.at_frequency = None if p_frequency is None else self.u @ p_frequency
+        self.along = None if frequency is None else weighted(self.u, frequency)
+        self.at_frequency = None if p_frequency is None else weighted(self.u, p_frequency)
 
 
 class Tilt:
@@ -95,12 +96,12 @@ class Tilt:
     """
 
     def __init__(self, base, token, dtype):
-        logits = base.readout.finish(base.raw[token].to(dtype))
-        log_p = torch.log_softmax(logits, -1)
-        self.p = log_p.exp()
-        entropy = -(self.p @ log_p)
-        self.py = self.p * (log_p + entropy)
-        self.variables = [q - self.p @ q for q in base.variables(token, dtype)]
+        # In float64: p's own rounding is common to all of its sums.
+        log_p = torch.log_softmax(base.readout.finish(base.raw[token].double()), -1)
+        p = log_p.exp()
+        self.p, self.py = p.to(dtype), (p * (log_p - p @ log_p)).to(dtype)
+        variables = base.variables(token, torch.float64)
+        self.variables = [(q - p @ q).to(dtype) for q in variables]
         self.unigrams = None if base.p_frequency is None else base.p_frequency.to(dtype)
         self.scale = base.readout.scale
         self.target = int(base.targets[token])
@@ -118,7 +119,7 @@ class Tilt:
     def effects(self, fan, rows, variants):
         """Measures of the neurons ``rows`` of a fan, for each `Coefficients`: list of dict."""
         tilts = [Tilted(self, fan, rows, coefficients) for coefficients in variants]
-        size = max(256, CACHED // len(rows))
+        size = min(max(256, CACHED // len(rows)), PIECE)
         for start in range(0, len(self.p), size):
             some = slice(start, start + size)
             # All variants push by the same u: fetched once.
@@ -126,6 +127,12 @@ class Tilt:
             for tilt in tilts:
                 tilt.add(u, some)
         return [tilt.measures() for tilt in tilts]
+
+
+def weighted(values, weights):
+    """values @ weights, (m, K) and (K,), a piece at a time."""
+    pieces = zip(values.split(PIECE, -1), weights.split(PIECE))
+    return sum(some @ part for some, part in pieces)
 
 
 class Tilted:
@@ -142,7 +149,7 @@ class Tilted:
             for c, q in zip(others(coefficients), tilt.variables)
             if c.any()
         ]
-        self.a = self.b = self.c = self.at_frequency = torch.zeros_like(shift)
+        self.a = self.b = self.c = self.at_frequency = torch.zeros_like(shift, dtype=torch.float64)
         self.at_target = torch.full_like(shift, torch.nan)
 
     def add(self, u, some):
