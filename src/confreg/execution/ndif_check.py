@@ -23,6 +23,9 @@ _MEANING = {
 }
 
 
+_PATCH = ", which understand each other"
+
+
 def check(profile: NdifProfile, model: str) -> list[Check]:
     """Look at a server, one sentence a thing; stop where the rest could not be looked at.
 
@@ -49,7 +52,7 @@ def _look(profile: NdifProfile, model: str) -> Iterator[tuple[str, bool, str]]:
     key = api_key()
     server = Server(profile, key)
     try:
-        server.get("/ping")
+        server.get("/ping", seconds=min(30.0, profile.deadline))
         yield "server", True, f"{server.host} answers, and the profile trusts its results"
         yield _key(server, key)
         server.get("/connected")
@@ -107,7 +110,7 @@ def _versions(there: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
         same = _release(here) == _release(remote)
         # Two patch releases of nnsight 0.8 understand each other; so do versions of torch.
         ok = same or name == "torch" or _release(here)[:2] == _release(remote)[:2]
-        note = "" if same else f": {meaning}"
+        note = "" if same else f": {meaning}" if name == "torch" or not ok else _PATCH
         yield f"{name}", ok, f"{here} here, {remote} there{note}"
     python = str(there.get("python_version", "unknown")).split()[0]
     here = platform.python_version()

@@ -150,20 +150,11 @@ def _layer_values(
     index = torch.from_numpy(plan.neurons.index[plan.neurons.layer == layer].copy())
     # A percentile needs every activation.
     summed = spread or plan.ablation.kind == "mean"
-    down_proj = model.down_proj(layer)
     parts, count = [], 0
     for start, stop in plan.token_units:
         block = token_block(plan.table, start, stop)
         chosen = block.positions[mean_over(plan, block)]
-        with model.trace(block.inputs) as tracer:
-            activation = effects.pick(down_proj.input, chosen, index)
-            part = activation.float()
-            if summed:
-                wide = activation.double()
-                part = torch.stack([wide.sum(0), wide.square().sum(0)])
-            part = nnsight.save(part.cpu())
-            tracer.stop()
-        parts.append(part)
+        parts.append(_activations(model, layer, block.inputs, chosen, index, summed))
         count += len(chosen)
         advance(stop - start)
     if summed:
@@ -174,6 +165,28 @@ def _layer_values(
     return effects.ablation_values(
         torch.cat(parts), plan.ablation.kind, plan.ablation.value, every
     ).numpy()
+
+
+def _activations(
+    model: Model,
+    layer: int,
+    inputs: torch.Tensor,
+    chosen: torch.Tensor,
+    index: torch.Tensor,
+    summed: bool,
+) -> torch.Tensor:
+    """Activations (t, n) float32; or summed over tokens, with their squares: (2, n) float64."""
+    # A function of its own: a request carries what its function knows, and no earlier results.
+    down_proj = model.down_proj(layer)
+    with model.trace(inputs) as tracer:
+        activation = effects.pick(down_proj.input, chosen, index)
+        part = activation.float()
+        if summed:
+            wide = activation.double()
+            part = torch.stack([wide.sum(0), wide.square().sum(0)])
+        part = nnsight.save(part.cpu())
+        tracer.stop()
+    return part
 
 
 def _array(value: Any) -> np.ndarray:
