@@ -27,10 +27,18 @@ def frequencies(vocabulary):
 
 
 def measure(
-    layer: LastLayer, engine: str, names, neurons=NEURONS, values=VALUES, seed=1, **options
+    layer: LastLayer,
+    engine: str,
+    names,
+    neurons=NEURONS,
+    values=VALUES,
+    seed=1,
+    autocast=False,
+    **options,
 ):
     """What `effects.measure` returns for a layer's random state."""
     stream, activation, ids, targets = state(layer, seed=seed)
+    stream, activation = stream.to(layer.head.weight), activation.to(layer.head.weight)
     copies = 1 + len(neurons) if engine == "forward" else 1
     inputs = ids.repeat(copies, 1)
     numbers = counts(layer.head.out_features)
@@ -45,6 +53,7 @@ def measure(
         used = fx.ablate(activation, batch)
         residual = stream + layer.mlp(used)
         raw = layer.head(layer.norm(residual))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         readout = fx.read_readout(
             layer.norm, layer.head, residual, layer.norm.centred, layer.norm.eps,
             layer.scale, layer.softcap,

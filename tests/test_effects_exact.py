@@ -80,6 +80,14 @@ def test_sums_over_a_large_vocabulary_keep_their_digits(centred):
     assert out["error_max"] < 1e-5
 
 
+@pytest.mark.parametrize("post", [False, True])
+@pytest.mark.parametrize("engine", ["forward", "exact", "series"])
+def test_a_servers_autocast_changes_no_number(engine, post):
+    layer = layer_of(True, True, post, None).bfloat16()
+    plain, cast = (measure(layer, engine, NAMES, autocast=on) for on in (False, True))
+    torch.testing.assert_close(cast["effects"], plain["effects"], atol=0, rtol=0, equal_nan=True)
+
+
 def test_activations_are_those_of_the_neurons():
     layer = layer_of(False, False, False, None)
     out = measure(layer, "exact", NAMES[:1], activations=True)

@@ -90,10 +90,9 @@ def read_readout(norm, unembedding, like, centred, eps, scale=1.0, softcap=None)
 
     ``like`` is any activation of the residual stream: it lends width, dtype and device.
     """
-    dtype, device = like.dtype, like.device
     gain, shift = norm_parameters(norm, centred, eps, like)
-    bias = unembedding(torch.zeros(1, gain.shape[0], dtype=dtype, device=device)).float()
-
+    bias = unembedding(torch.zeros_like(gain[None], dtype=like.dtype))
+    dtype, bias = bias.dtype, bias.float()  # what it computes in, under autocast, too
     biased = bool((real(bias) != 0).any())
 
     def unembed(y):

@@ -33,7 +33,7 @@ class Written:
         device = block.raw.device
         self.members = block.batch.sets[number].to(device)
         self.values = block.batch.set_values[number].to(device)
-        self.weights = block.write.weights(self.members, block.residual)
+        self.weights = block.write.weights(self.members, block.activation)
         self.directions = block.write.directions(self.weights)
         self.u = block.readout.directions(self.directions)
 

@@ -41,7 +41,9 @@ def measure(batch, readout, write, activation, residual, raw):
         ``series`` left to ``exact``, how many were recomputed in float64, and the sum and the
         largest of those pairs' errors (each the largest over the pair's effects).
     """
-    with torch.no_grad():
+    # A server runs blocks under the autocast of its models' dtype: products of float32 would be
+    # of bfloat16.
+    with torch.no_grad(), torch.autocast(raw.device.type, enabled=False):
         block = Block(batch, readout, write, activation, residual, raw)
         tally = Tally(batch.count(), batch.keep, len(batch.effects), not batch.reduce)
         clean = unablated(block)
@@ -161,7 +163,7 @@ def close(block, tally):
     slow = tuple(e for e in batch.effects if e not in fast)
     centre = None if slow else torch.softmax(block.logits(slice(0, size_t)), -1).mean(0)
     for neurons in spans(len(block.neurons), size_n):
-        weights = block.write.weights(block.neurons[neurons], block.residual)
+        weights = block.write.weights(block.neurons[neurons], block.activation)
         directions = block.write.directions(weights)
         fan = block.fan(directions, centre)
         for tokens in spans(count, size_t):
