@@ -273,7 +273,7 @@ def test_reductions_only(lab, local, tmp_path):
 )
 def test_the_other_recipes(lab, local, tmp_path, model, sandbox, recipe, options):
     last = "29" if "smollm2" in model else "2"
-    neurons = options.get("neurons", f"{last}:0-15" if "smollm2" in model else "all")
+    neurons = options.get("neurons", f"{last}:0-7" if "smollm2" in model else "all")
     options = {**options, "recipe": recipe, "neurons": neurons.replace("LAST", last)}
     if "smollm2" in model:
         options |= SMOLLM2 | {"all_layers": False} if "all_layers" in options else SMOLLM2
