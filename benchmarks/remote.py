@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-import numpy as np
 import torch
 
 import confreg
@@ -94,27 +94,35 @@ def timed(work) -> float:
 
 
 def sweep(options: argparse.Namespace, profile: NdifProfile, folder: Path) -> None:
-    """A recipe in units of 16 tokens, here and with several jobs in flight."""
-    common = {
+    """Units of 16 tokens, with several jobs in flight; then a whole layer, for its bytes."""
+    common: dict[str, Any] = {
         "model": options.model, "neurons": options.neurons, "sequence_length": 16,
-        "max_tokens": options.tokens, "dtype": "float32", "memory": "40MB", "progress": False,
+        "max_tokens": options.tokens, "dtype": "float32", "progress": False,
     }  # fmt: skip
+    small = common | {"memory": "40MB"}
     began = time.perf_counter()
-    ds = confreg.run("entropy_neurons", out=folder / "here.zarr", **common)
+    confreg.run("entropy_neurons", out=folder / "here.zarr", **small)
     print(f"sweep, here                  {time.perf_counter() - began:8.1f} s")
+    found = {}
     for width in (1, 2, 4):
         began = time.perf_counter()
         ds = confreg.run(
             "entropy_neurons", out=folder / f"{width}.zarr", profile=profile,
-            overrides={"jobs_in_flight": width}, **common,
+            overrides={"jobs_in_flight": width}, **small,
         )  # fmt: skip
         seconds = time.perf_counter() - began
         jobs = ds.sizes["job"]
         print(f"sweep, {width} in flight           {seconds:8.1f} s   {jobs / seconds:.2f} jobs/s")
-    cells = ds["effects"].size
-    for direction in ("up", "down"):
-        total = int(np.sum(ds[f"job_bytes_{direction}"].values))
-        print(f"bytes {direction:<4} per neuron × token × effect  {total / cells:.2f} B")
+        found["units of 16 tokens"] = ds
+    whole = common | {"neurons": "all"}
+    found["units as large as fit"] = confreg.run(
+        "entropy_neurons", out=folder / "whole.zarr", profile=profile, **whole
+    )
+    for name, ds in found.items():
+        up, down = (
+            int(ds[f"job_bytes_{way}"].sum()) / ds["effects"].size for way in ("up", "down")
+        )
+        print(f"{name}: {up:.2f} B up, {down:.2f} B down per neuron × token × effect")
 
 
 if __name__ == "__main__":

@@ -28,10 +28,11 @@ from hub import Hub
 
 import confreg
 from confreg.errors import ConfregError
-from confreg.execution import doctor, ndif, profiles, server
+from confreg.execution import doctor, ndif, plan, profiles, server
 from confreg.execution.journal import Journal, journal_path
 from confreg.execution.ndif_faults import Transient
 from confreg.models import embedded
+from confreg.results.store import Store
 
 pytestmark = [pytest.mark.remote, pytest.mark.slow]
 
@@ -342,6 +343,25 @@ def test_a_model_that_is_not_there(lab, tmp_path, monkeypatch):
     assert len(effect_jobs(out)) == 1
     monkeypatch.undo()
     assert_complete(lab.run("lab/tiny-llama", out))
+
+
+def test_a_run_stopped_between_units_of_neurons(lab, local, tmp_path, monkeypatch):
+    # One unit of tokens: ablation values are found in the pass that measures the effects, and
+    # those of the units before a stop are asked for again.
+    monkeypatch.setattr(plan, "UPLOAD", 100)
+    monkeypatch.setattr(plan, "UPLOAD_LEAST", 100)
+    out, write = tmp_path / "run.zarr", Store.write_unit
+
+    def once(store: Store, i: int, j: int, block: dict) -> None:
+        if i:
+            raise KeyboardInterrupt
+        write(store, i, j, block)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write_unit", once)
+        with pytest.raises(KeyboardInterrupt):
+            lab.run("lab/tiny-llama", out, overrides={"jobs_in_flight": 1})
+    assert_equal(lab.run("lab/tiny-llama", out), local("lab/tiny-llama"))
 
 
 def test_a_recipe_of_ones_own_with_a_helper_module(lab, local, tmp_path, recipe):

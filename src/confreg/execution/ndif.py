@@ -118,7 +118,8 @@ class Client:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the connections."""
+        """Let go of jobs, and close the connections."""
+        self.stop()
         self.server.close()
 
     def unit(self, key: str) -> Model:

@@ -77,9 +77,11 @@ class Remote:
                     self._check_dtype()
                     yield (i, j), block
                     self.stored(f"{i}.{j}")
-        finally:
+        except BaseException:
             # Also on Ctrl-C: nothing more is submitted, and nothing is waited for.
             self.client.stop()
+            raise
+        finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
     @property
