@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from confreg.tokens.counts import Counts
 
 ENGINES = ("auto", "series", "exact", "forward")
-SERIES_EFFECTS = ("loss_total", "loss_direct", "entropy_total", "entropy_direct")
 CLOSED_FORMS = ("series", "exact")
 # A unit is what a progress bar advances by and what a killed run loses: some ten seconds.
 UNIT_TOKENS = 512
@@ -254,8 +253,11 @@ def make_plan(
 def _engine(wanted: str, last_layer: bool, effects: Iterable[Effect]) -> str:
     if wanted not in ENGINES:
         raise ConfregError(f"--engine is one of {', '.join(ENGINES)}, not {wanted!r}.")
+    from confreg.effects.measures import TILTED, VARIANTS
+
     # Beside those, the series computes any effect pair by pair.
-    quick = any(e.name in SERIES_EFFECTS for e in effects)
+    series = [f"{measure}_{variant}" for measure in TILTED for variant in VARIANTS]
+    quick = any(e.name in series for e in effects)
     if wanted == "auto":
         return "forward" if not last_layer else "series" if quick else "exact"
     if wanted in CLOSED_FORMS and not last_layer:
@@ -265,7 +267,7 @@ def _engine(wanted: str, last_layer: bool, effects: Iterable[Effect]) -> str:
         )
     if wanted == "series" and not quick:
         raise ConfregError(
-            f"Engine 'series' is for {', '.join(SERIES_EFFECTS)}; for other effects alone use "
+            f"Engine 'series' is for {', '.join(series)}; for other effects alone use "
             "--engine exact."
         )
     return wanted
