@@ -17,6 +17,8 @@ from confreg.tokens.sources import Corpus
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from confreg.tokens.repeats import Repeats
+
 FIRST_KEPT_POSITION = 3  # the first positions attend to next to nothing
 PIECE_LENGTH = 1_000_000  # characters given to the tokenizer at once
 
@@ -45,6 +47,8 @@ class TokenTable:
         The tokenizer's name, or its folder's if it is a local one.
     sequence_length
         The length to which sequences were cut.
+    repeats
+        Where a text comes again, in tables of repeats, see :mod:`confreg.tokens.repeats`.
     """
 
     sequences: list[np.ndarray]
@@ -58,6 +62,7 @@ class TokenTable:
     corpus_hash: str
     tokenizer: str
     sequence_length: int
+    repeats: Repeats | None = None
 
     def __len__(self) -> int:
         """Return the number of tokens, T."""
@@ -103,8 +108,8 @@ def cut(
         )
     if max_tokens is not None and max_tokens < 3:
         raise ConfregError(f"max_tokens is {max_tokens}: it must be at least 3, BOS and a pair.")
-    n_bos = len(_ids(tokenizer.bos_token_id))
-    stream = _sequences(corpus, tokenizer, sequence_length, per_document)
+    n_bos = len(special_ids(tokenizer.bos_token_id))
+    stream = cut_sequences(corpus, tokenizer, sequence_length, per_document)
     sequences = _take(stream, max_tokens, shortest=1 + n_bos)
     text_tokens = sum(map(len, sequences)) - n_bos * len(sequences)
     if text_tokens < 2:
@@ -112,7 +117,7 @@ def cut(
             f"The corpus ({corpus.name}) yields {text_tokens} token"
             f"{'' if text_tokens == 1 else 's'}: at least 2 are needed to predict one."
         )
-    return _label(sequences, tokenizer, corpus.name, sequence_length)
+    return label(sequences, tokenizer, corpus.name, sequence_length)
 
 
 def encode(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[bool, list[int]]]:
@@ -141,16 +146,17 @@ def _parts(document: str) -> Iterator[str]:
     yield document[start:]
 
 
-def _ids(token_id: Any) -> list[int]:
+def special_ids(token_id: Any) -> list[int]:
     """Return a special token as a list, empty where the tokenizer has none."""
     return [] if token_id is None else [token_id]
 
 
-def _sequences(
+def cut_sequences(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int, per_document: bool
 ) -> Iterator[list[int]]:
-    bos = _ids(tokenizer.bos_token_id)
-    separator = [] if per_document else _ids(tokenizer.eos_token_id)
+    """Cut a corpus into sequences of ``length`` tokens, as :func:`cut` does, one by one."""
+    bos = special_ids(tokenizer.bos_token_id)
+    separator = [] if per_document else special_ids(tokenizer.eos_token_id)
     room = length - len(bos)
     held: list[int] = []
     for number, (begins, ids) in enumerate(encode(corpus, tokenizer)):
@@ -187,9 +193,10 @@ def _take(
     return taken
 
 
-def _label(
+def label(
     sequences: list[np.ndarray], tokenizer: PreTrainedTokenizerBase, corpus: str, length: int
 ) -> TokenTable:
+    """Label the tokens of sequences of at most ``length`` tokens each."""
     lengths = np.array([len(ids) for ids in sequences])
     token_id = np.concatenate(sequences)
     position = np.concatenate([np.arange(count) for count in lengths])
