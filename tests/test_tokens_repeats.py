@@ -33,10 +33,10 @@ def check(table, length):
     found = table.repeats
     assert found is not None
     np.testing.assert_array_equal(np.concatenate(table.sequences), table.token_id)
-    np.testing.assert_array_equal(table.keep, found.counts & (found.occurrence == 1))
+    np.testing.assert_array_equal(table.keep, found.compared & (found.occurrence == 1))
     np.testing.assert_array_equal(found.occurrence < 0, found.aligned < 0)
     assert not found.matched[found.occurrence < 0].any()
-    assert not (found.counts & ((table.position < 3) | (table.next_token_id < 0))).any()
+    assert not (found.compared & ((table.position < 3) | (table.next_token_id < 0))).any()
     for at in by_sequence(table):
         first, second = (at[found.occurrence[at] == number] for number in (0, 1))
         np.testing.assert_array_equal(found.aligned[first], np.arange(length))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from confreg.models import Description, Model
-    from confreg.tokens import Corpus
+    from confreg.tokens import Corpus, TokenTable
     from confreg.tokens.counts import Counts
 
 
@@ -169,26 +169,32 @@ def _request(
 
 def plan_request(request: Request, loaded: Model | None = None) -> Plan:
     """The plan of a request: tokens are cut, no weights are read."""
-    from confreg import models, tokens
+    from confreg import models
 
     described: Description = (
         loaded.description
         if loaded is not None
         else models.describe(request.model, dtype=_held(request))
     )
-    table = tokens.cut(
-        tokens.read(request.text),
-        described.tokenizer,
-        request.sequence_length,
-        request.max_tokens,
-        request.per_document,
-    )
+    table = _table(request, described)
     if described.max_length is not None and request.sequence_length > described.max_length:
         raise ConfregError(
             f"{described.name} has positions for {described.max_length} tokens; "
             f"--sequence-length is {request.sequence_length}."
         )
     return plans.make_plan(request, described, table, _counts(request, described))
+
+
+def _table(request: Request, described: Description) -> TokenTable:
+    """The request's text as sequences, repeated for recipes about repeats."""
+    from confreg import tokens
+
+    corpus, tokenizer = tokens.read(request.text), described.tokenizer
+    length, most = request.sequence_length, request.max_tokens
+    if request.recipe.repeats:
+        chosen = request.recipe.bind(request.parameters)
+        return tokens.repeats.of_kind(corpus, tokenizer, length, most, request.seed, **chosen)
+    return tokens.cut(corpus, tokenizer, length, most, request.per_document)
 
 
 def _counts(request: Request, described: Description) -> Counts | None:

@@ -72,6 +72,8 @@ class Recipe:
         neuron is above its mean.
     sets : bool
         Whether sets of neurons are ablated, beside random sets, along the dimension ``set``.
+    repeats : bool
+        Whether the text is repeated, and sets are ablated plainly and clipped.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Recipe:
     mediated: tuple[str, str]
     context: bool = False
     sets: bool = False
+    repeats: bool = False
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     path: Path | None = None
 
@@ -159,6 +162,7 @@ def recipe(
     mediated: tuple[str, str] = ("loss_total", "loss_direct"),
     context: bool = False,
     sets: bool = False,
+    repeats: bool = False,
 ) -> Callable[[Callable[..., dict[str, Any]]], Recipe]:
     """Declare a recipe: decorate a function that holds one trace.
 
@@ -179,6 +183,10 @@ def recipe(
     sets : bool
         Ablate sets of neurons; the function then has the parameters ``random_sets`` and
         ``deviations``.
+    repeats : bool
+        With ``sets``: ablate each chosen neuron alone and each chosen set jointly, plainly and
+        clipped, over text that is repeated; the function then has the parameters of
+        `confreg.tokens.repeats.of_kind` in place of ``deviations``.
     """
 
     def declare(measure: Callable[..., dict[str, Any]]) -> Recipe:
@@ -191,6 +199,7 @@ def recipe(
             mediated=mediated,
             context=context,
             sets=sets,
+            repeats=repeats,
             parameters=_parameters(measure),
             path=Path(source) if source else None,
         )

@@ -1,5 +1,7 @@
 """One block of work: some tokens of some sequences, some neurons, and what to measure."""
 
+import torch
+
 
 class Batch:
     """What `ablate` and `measure` are asked to do. Travels to the model by value.
@@ -47,7 +49,9 @@ class Batch:
         Bytes from the least significant: so they travel as a third of what is made of them.
     sets, set_values : list of Tensor (k,), optional
         Neurons of the layer that are ablated together, and what replaces them: n is then the
-        number of sets, and ``neurons`` and ``values`` are empty.
+        number of sets, and ``neurons`` only says what ``activations`` returns.
+    set_sides : list of Tensor (k,) int8, optional
+        Where each set's values replace activations, see `confreg.effects.values.replaced`.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Batch:
         counts=None,
         sets=None,
         set_values=None,
+        set_sides=None,
     ):
         self.inputs = inputs
         self.rows = rows
@@ -97,6 +102,11 @@ class Batch:
         self.counts = counts
         self.sets = sets
         self.set_values = set_values
+        self.set_sides = set_sides
+
+    def side(self, number):
+        """Of one set: its `set_sides`, or 0 for all."""
+        return torch.tensor(0) if self.set_sides is None else self.set_sides[number]
 
     def count(self):
         """How many ablations there are: of neurons, or of sets."""

@@ -2,7 +2,7 @@
 
 import torch
 
-from .values import values_of
+from .values import replaced, values_of
 
 
 def ablate(activation, batch):
@@ -26,8 +26,10 @@ def ablate(activation, batch):
     rows = changed.view(len(batch.inputs), -1, changed.shape[-1])
     copies = rows[batch.rows :].unflatten(0, (batch.count(), batch.rows))
     if batch.sets is not None:
-        for copy, members, values in zip(copies, batch.sets, batch.set_values):
-            copy[..., members.to(changed.device)] = values.to(changed)
+        for number, copy in enumerate(copies):
+            members = batch.sets[number].to(changed.device)
+            active, values = copy[..., members], batch.set_values[number]
+            copy[..., members] = replaced(active, values, batch.side(number))
         return changed
     each = torch.arange(len(batch.neurons), device=changed.device)
     values = values_of(batch, activation).to(changed)[:, None, None]

@@ -6,6 +6,7 @@ A set S moves the residual by y = Σ_i δ_i w_i instead of δ w, so with x' = x 
 
 and ℓ + (1/s) Σ_i δ_i u_i with the norm's scale frozen. Under a post-norm with scales s_m of the
 MLP's output m and s_m' of m + y, δ_i becomes δ_i/s_m' and (s_m/s_m' − 1) m̂ is added to x'.
+A clipped ablation is one whose δ_i is 0 on one side of the value.
 """
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from .exact import CACHED, put_back
 from .measures import change, measures_of, outcome, paired, split, variants_of
 from .temperature import tempering
+from .values import replaced
 from .write import take
 
 
@@ -25,6 +27,8 @@ class Written:
         Neurons of the layer.
     values : Tensor (k,) float32
         What replaces their activations.
+    sides : Tensor (k,) int8
+        Where it does, see `confreg.effects.values.replaced`.
     weights, directions : Tensor (k, d)
     u : Tensor (k, V)
     """
@@ -33,6 +37,7 @@ class Written:
         device = block.raw.device
         self.members = block.batch.sets[number].to(device)
         self.values = block.batch.set_values[number].to(device)
+        self.sides = block.batch.side(number)
         self.weights = block.write.weights(self.members, block.activation)
         self.directions = block.write.directions(self.weights)
         self.u = block.readout.directions(self.directions)
@@ -55,7 +60,7 @@ class SetChange:
         positions = block.positions[tokens]
         self.u = written.u.to(dtype)
         activation = take(block.activation, positions).index_select(-1, written.members).to(dtype)
-        self.delta = written.values.to(activation) - activation
+        self.delta = replaced(activation, written.values, written.sides) - activation
         self.carry = None
         residual = take(block.residual, positions).to(dtype)
         moved = self.delta @ written.directions.to(dtype)

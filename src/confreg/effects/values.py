@@ -43,6 +43,22 @@ def ablation_values(activation, kind, value, over):
     return ranked[low] + (place - low) * (ranked[high] - ranked[low])
 
 
+def replaced(activation, values, sides):
+    """Activations (..., k) after an ablation to ``values`` (k,), which may be *clipped*.
+
+    Parameters
+    ----------
+    sides : Tensor (k,) or ()
+        0: replaced everywhere. 1: only where the activation is above the value, -1: only where
+        it is below.
+    """
+    values, sides = values.to(activation), sides.to(activation.device)
+    clipped = torch.where(
+        sides > 0, torch.minimum(activation, values), torch.maximum(activation, values)
+    )
+    return torch.where(sides == 0, values, clipped)
+
+
 def values_of(batch, activation):
     """The batch's ablation values, (n,) float32, found in its own tokens where it has none."""
     if batch.values is None:

@@ -65,7 +65,8 @@ def make_batch(
     ----------
     values : ndarray (n,) float32 or None
         Ablation values of the plan's neurons; None where the trace finds them itself. For
-        sets (2, n): their members' means and standard deviations.
+        sets (2, n): their members' means and standard deviations, or for clipped sets the sides
+        to which the repeat moves them.
     """
     start, stop = plan.neuron_units[neuron_unit]
     layer = int(plan.subjects.layer[start])
@@ -83,7 +84,7 @@ def make_batch(
         width=plan.model.n_neurons,
         **_subjects(plan, start, stop, values),
         ablation=(plan.ablation.kind, plan.ablation.value),
-        over=mean_over(plan, block),
+        over=torch.from_numpy(plan.mean_over[slice(*plan.token_units[token_unit])].copy()),
         effects=tuple(e.name for e in plan.effects),
         engine=engine,
         tolerance=plan.request.tolerance,
@@ -91,31 +92,40 @@ def make_batch(
         seed=plan.request.seed + neuron_unit * len(plan.token_units) + token_unit,
         sample=-(-SAMPLE // units),
         reduce=not plan.cube,
-        activations=plan.activations,
+        activations=_activations(plan, start),
         counts=token_counts(plan),
     )
 
 
+def _activations(plan: Plan, start: int) -> bool:
+    """Whether the unit that begins with ablation ``start`` returns activations.
+
+    Of sets' members the first unit has all.
+    """
+    return plan.activations and (plan.sets is None or start == 0)
+
+
 def _subjects(plan: Plan, start: int, stop: int, values: np.ndarray | None) -> dict[str, Any]:
-    """What a batch ablates: neurons, or sets, of whose members ``values`` has mean and σ."""
+    """What a batch ablates: neurons, or sets, with ``values`` as of `make_batch`."""
     if plan.sets is None:
         return {
             "neurons": torch.from_numpy(plan.neurons.index[start:stop].copy()),
             "values": None if values is None else torch.from_numpy(values[start:stop].copy()),
         }
     assert values is not None
+    listed = plan.neurons.index[: len(plan.neurons) * _activations(plan, start)]
     chosen = plan.sets.members[start:stop]
     where = [np.searchsorted(plan.neurons.index, members) for members in chosen]
-    mean, spread = values
-    replaced = [
-        (mean[at] + k * spread[at]).astype(np.float32)
-        for at, k in zip(where, plan.sets.deviation[start:stop])
-    ]
+    mean, other = values
+    deviation, clipped = (of[start:stop] for of in (plan.sets.deviation, plan.sets.clipped))
+    replaced = [(mean[at] + k * other[at]).astype(np.float32) for at, k in zip(where, deviation)]
+    sides = [(c * other[at]).astype(np.int8) for at, c in zip(where, clipped)]
     return {
-        "neurons": torch.empty(0, dtype=torch.int64),
+        "neurons": torch.from_numpy(listed.copy()),
         "values": torch.empty(0),
         "sets": [torch.from_numpy(members) for members in chosen],
         "set_values": [torch.from_numpy(each) for each in replaced],
+        "set_sides": [torch.from_numpy(each) for each in sides] if clipped.any() else None,
     }
 
 
@@ -128,10 +138,3 @@ def token_counts(plan: Plan) -> torch.Tensor | None:
 
 SAMPLE = 4096
 """Pairs of a run that are recomputed exactly, in float64, to measure the error."""
-
-
-def mean_over(plan: Plan, block: TokenBlock) -> torch.Tensor:
-    """Which tokens of a block the ablation value is over, (T,) bool."""
-    if plan.parameters.get("mean_over", "all") == "kept":
-        return block.keep
-    return torch.ones_like(block.keep)

@@ -107,6 +107,14 @@ class Plan:
         return isinstance(self.profile, NdifProfile)
 
     @property
+    def mean_over(self) -> np.ndarray:
+        """Which tokens the ablation value is over, (T,) bool."""
+        wanted = self.parameters.get("mean_over", "all")
+        if wanted == "first" and self.table.repeats is not None:
+            return self.table.repeats.first
+        return self.table.keep if wanted == "kept" else np.ones_like(self.table.keep)
+
+    @property
     def shared_pass(self) -> bool:  # noqa: D102
         return len(self.token_units) == 1 and self.sets is None
 
@@ -125,7 +133,9 @@ class Plan:
     @property
     def activations(self) -> bool:
         """Whether every activation is kept."""
-        return self.request.activations or self.request.recipe.context
+        return (
+            self.request.activations or self.request.recipe.context or self.request.recipe.repeats
+        )
 
     @property
     def pairs(self) -> int:
@@ -137,7 +147,9 @@ class Plan:
         """How many times each token goes through the model, by purpose."""
         found: dict[str, float] = {}
         if self.ablation.over_tokens and not self.shared_pass:
-            found["ablation values"] = float(len(self.neurons.layers))
+            # Of sets also σ, or the means over the two occurrences.
+            each = 1 if self.sets is None else 2 if self.table.repeats is None else 3
+            found["ablation values"] = float(each * len(self.neurons.layers))
         effects = 0.0
         for start, stop in self.neuron_units:
             forward = self.engine[int(self.subjects.layer[start])] == "forward"
@@ -149,7 +161,7 @@ class Plan:
     def bytes_on_disk(self) -> int:
         """Size of the dataset before compression."""
         n, t, e = len(self.subjects), len(self.table), len(self.effects)
-        cube = n * t * (4 * e * self.cube + 4 * self.activations)
+        cube = 4 * t * (n * e * self.cube + len(self.neurons) * self.activations)
         reductions = len(self.token_units) * n * e * 16
         return cube + reductions + t * 80 + n * 60
 
@@ -200,7 +212,8 @@ def make_plan(
     layer = int(parameters.get("layer", -1))
     sets = None
     if request.recipe.sets:
-        sets = set_choosing.choose(request.neurons, parameters, model, request.seed)
+        choose = set_choosing.alone_and_joint if request.recipe.repeats else set_choosing.choose
+        sets = choose(request.neurons, parameters, model, request.seed)
         neurons = sets.neurons
     else:
         neurons = choosing.choose(
@@ -214,7 +227,7 @@ def make_plan(
         )
     if request.reduce not in ("none", "token"):
         raise ConfregError(f"--reduce is none or token, not {request.reduce!r}.")
-    if request.recipe.context and request.reduce == "token":
+    if request.reduce == "token" and (request.recipe.context or request.recipe.repeats):
         raise ConfregError(
             f"Recipe {request.recipe.name!r} is about single tokens: it cannot --reduce token. "
             "For sweeps over many neurons use entropy_neurons."
@@ -226,7 +239,7 @@ def make_plan(
     }
     memory = request.memory or _memory(profile)
     if sets is not None:
-        if request.activations:
+        if request.activations and not request.recipe.repeats:
             raise ConfregError("Sets are ablated here: --activations are kept for single neurons.")
         engine = {at: "exact" if e == "series" else e for at, e in engine.items()}
     subjects = neurons if sets is None else sets

@@ -119,8 +119,9 @@ class Remote:
         first, second = (
             self._unit(f"{key}.{n}", part, halvings + 1) for n, part in enumerate(parts)
         )
-        same_tokens = len(parts[0].positions) == len(batch.positions)
-        return join(first, second, along="neuron" if same_tokens else "token")
+        if len(parts[0].positions) < len(batch.positions):
+            return join(first, second, along="token")
+        return join(first, second, along="neuron" if batch.sets is None else "set")
 
     def _check_dtype(self) -> None:
         """Once, when the model surely runs: it must run in the dtype that the dataset names."""
@@ -177,6 +178,7 @@ def _cut_neurons(batch: effects.Batch, at: int) -> tuple[effects.Batch, effects.
     for part, where in ((first, slice(None, at)), (second, slice(at, None))):
         if batch.sets is not None and batch.set_values is not None:
             part.sets, part.set_values = batch.sets[where], batch.set_values[where]
+            part.set_sides = None if batch.set_sides is None else batch.set_sides[where]
         else:
             part.neurons = batch.neurons[where]
             part.values = None if batch.values is None else batch.values[where]
@@ -203,12 +205,13 @@ def _cut_rows(batch: effects.Batch, at: int) -> tuple[effects.Batch, effects.Bat
 
 
 _NEURON_FIRST = ("effects", "activation", "values", "abs_sum", "sum")
+_OF_NEURONS = ("activation", "values")  # whatever is ablated
 _PER_PAIR = ("effects", "activation")
 _ADDED = ("pairs", "recomputed", "sampled", "error_sum")
 
 
 def join(first: dict[str, Any], second: dict[str, Any], along: str) -> dict[str, Any]:
-    """The block of a batch from those of its `halves`, cut ``along`` neurons or tokens."""
+    """The block of a batch from those of its `halves`, cut ``along`` neurons, sets or tokens."""
     joined = dict(first)
     for name, value in first.items():
         other = second[name]
@@ -216,8 +219,9 @@ def join(first: dict[str, Any], second: dict[str, Any], along: str) -> dict[str,
             joined[name] = value + other
         elif name == "error_max":
             joined[name] = torch.maximum(value, other)
-        elif along == "neuron":
-            joined[name] = torch.cat([value, other]) if name in _NEURON_FIRST else value
+        elif along != "token":
+            cut = name in _NEURON_FIRST and (along == "neuron" or name not in _OF_NEURONS)
+            joined[name] = torch.cat([value, other]) if cut else value
         elif name in _PER_PAIR:
             joined[name] = torch.cat([value, other], dim=1)
         elif name in ("abs_sum", "sum", "kept"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -163,19 +163,24 @@ def _values(
 
 
 def _set_values(plan: Plan, store: Store, place: Here | Remote, progress: Progress) -> np.ndarray:
-    """Means and standard deviations of the sets' members, (2, n)."""
-    found = []
-    for name, measure in (
-        ("ablation_value", statistics.ablation_values),
-        ("activation_deviation", statistics.deviations),
-    ):
+    """What `batches.make_batch` takes for sets, (2, n)."""
+
+    def known(name: str, measure: Callable[..., np.ndarray], *options: int) -> np.ndarray:
         if not store.has(name):
             tokens = len(plan.table) * len(plan.neurons.layers)
             with progress.bar(name.replace("_", " ") + "s", tokens, "tokens") as advance:
-                store.write(name, measure(plan, place.model(name), advance))
+                store.write(name, measure(plan, place.model(name), *options, advance))
             place.stored(name)
-        found.append(store.read(name))
-    return np.stack(found)
+        return np.asarray(store.read(name))
+
+    value = known("ablation_value", statistics.ablation_values)
+    if plan.table.repeats is None:
+        return np.stack([value, known("activation_deviation", statistics.deviations)])
+    first, second = (
+        known(f"mean_{name}", statistics.occurrence_means, number)
+        for number, name in enumerate(("first", "second"))
+    )
+    return np.stack([value, np.where(second >= first, 1, -1).astype(np.float32)])
 
 
 def _effects(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -30,9 +31,11 @@ class Sets:
     labels, kind : ndarray (n,) object
         ``kind`` is "chosen" or "random".
     control : ndarray (n,)
-        The chosen set, by its number, of which a set is one or for which it is a control.
+        A number that chosen sets and their controls share.
     deviation : ndarray (n,)
         k of the ablation value mean + k·σ.
+    clipped : ndarray (n,) bool
+        Whether activations are replaced only where a repeat pushes them to.
     """
 
     members: list[np.ndarray]
@@ -41,6 +44,7 @@ class Sets:
     kind: np.ndarray
     control: np.ndarray
     deviation: np.ndarray
+    clipped: np.ndarray
 
     def __len__(self) -> int:
         return len(self.members)
@@ -59,7 +63,9 @@ class Sets:
     def coordinates(self) -> dict[str, Any]:
         """Labels along the dimension ``set``, and which neurons are in which set."""
         index = self.neurons.index
+        clipped = {"set_clipped": self.clipped} if self.clipped.any() else {}
         return {
+            **clipped,
             "set": self.labels,
             "set_kind": self.kind,
             "set_control": self.control,
@@ -88,6 +94,89 @@ def choose(spec: str, parameters: Mapping[str, Any], model: Description, seed: i
         A set that is the whole layer, or of several layers, or leaves too few others.
     """
     rng = np.random.default_rng(seed)
+    chosen = _chosen(spec, parameters, model, seed)
+    rows: list[_Row] = []
+    for number, part in enumerate(chosen):
+        # Controls hold none of the set's own neurons.
+        drawn = _draw(rng, model, part.index, len(part), int(parameters["random_sets"]))
+        for k in _deviations(str(parameters["deviations"])):
+            at = f":{k:+g}σ" if k else ""
+            rows.append(_Row(part.index, f"chosen-{number}{at}", "chosen", number, k))
+            rows += [
+                _Row(members, f"random-{number}.{i}{at}", "random", number, k)
+                for i, members in enumerate(drawn)
+            ]
+    return _sets(rows, chosen[0].layer[0])
+
+
+def alone_and_joint(
+    spec: str, parameters: Mapping[str, Any], model: Description, seed: int
+) -> Sets:
+    """Chosen neurons, each alone and each set jointly, and random controls: plain and clipped.
+
+    Parameters
+    ----------
+    spec, model, seed
+        As of `choose`.
+    parameters : mapping
+        ``layer``; ``random_sets``, how many random neurons and how many random sets of the size
+        of each chosen one there are. None holds a chosen neuron.
+
+    Raises
+    ------
+    ConfregError
+        As `choose`.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = _chosen(spec, parameters, model, seed)
+    layer, count = chosen[0].layer[0], int(parameters["random_sets"])
+    every = np.unique(np.concatenate([part.index for part in chosen]))
+    joint = [part.index for part in chosen if len(part) > 1]
+    families = [
+        [(every[i : i + 1], f"{layer}.{every[i]}") for i in range(len(every))],
+        *([(members, f"joint-{number}")] for number, members in enumerate(joint)),
+    ]
+    rows: list[_Row] = []
+    for number, family in enumerate(families):
+        drawn = _draw(rng, model, every, len(family[0][0]), count)
+        for clipped in (False, True):
+            at = ":clipped" if clipped else ""
+            rows += [_Row(m, label + at, "chosen", number, 0.0, clipped) for m, label in family]
+            rows += [
+                _Row(members, f"random-{number}.{i}{at}", "random", number, 0.0, clipped)
+                for i, members in enumerate(drawn)
+            ]
+    return _sets(rows, layer)
+
+
+class _Row(NamedTuple):
+    """One of the `Sets`."""
+
+    members: np.ndarray
+    label: str
+    kind: str
+    control: int
+    deviation: float
+    clipped: bool = False
+
+
+def _sets(rows: list[_Row], layer: int) -> Sets:
+    members, labels, kind, control, deviation, clipped = zip(*rows)
+    return Sets(
+        members=list(members),
+        layer=np.full(len(rows), layer),
+        labels=np.array(labels, dtype=object),
+        kind=np.array(kind, dtype=object),
+        control=np.array(control),
+        deviation=np.array(deviation, dtype=np.float32),
+        clipped=np.array(clipped),
+    )
+
+
+def _chosen(
+    spec: str, parameters: Mapping[str, Any], model: Description, seed: int
+) -> list[Neurons]:
+    """The sets that a specification names, all of one layer."""
     chosen = [
         choosing.choose(part, int(parameters["layer"]), model.n_layers, model.n_neurons, seed)
         for part in spec.split(";")
@@ -97,36 +186,24 @@ def choose(spec: str, parameters: Mapping[str, Any], model: Description, seed: i
         raise ConfregError(
             f"The sets {spec!r} are of layers {layers}: sets of one run are of one layer."
         )
-    deviations = _deviations(str(parameters["deviations"]))
-    rows: list[tuple[np.ndarray, str, str, int, float]] = []
-    for number, part in enumerate(chosen):
-        # Controls hold none of the set's own neurons.
-        others = np.setdiff1d(np.arange(model.n_neurons), part.index)
-        if len(others) < len(part):
-            raise ConfregError(
-                f"A set of {len(part)} of the layer's {model.n_neurons} neurons leaves too few for "
-                "random sets of the same size: name fewer with --neurons."
-            )
-        drawn = [
-            np.sort(rng.choice(others, len(part), replace=False))
-            for _ in range(int(parameters["random_sets"]))
-        ]
-        for k in deviations:
-            at = f":{k:+g}σ" if k else ""
-            rows.append((part.index, f"chosen-{number}{at}", "chosen", number, k))
-            rows += [
-                (members, f"random-{number}.{i}{at}", "random", number, k)
-                for i, members in enumerate(drawn)
-            ]
-    members, labels, kind, control, deviation = zip(*rows)
-    return Sets(
-        members=list(members),
-        layer=np.full(len(rows), layers[0]),
-        labels=np.array(labels, dtype=object),
-        kind=np.array(kind, dtype=object),
-        control=np.array(control),
-        deviation=np.array(deviation, dtype=np.float32),
-    )
+    return chosen
+
+
+def _draw(
+    rng: np.random.Generator, model: Description, without: np.ndarray, size: int, count: int
+) -> list[np.ndarray]:
+    """``count`` random sets of ``size`` neurons, none of those in ``without``, no two alike."""
+    others = np.setdiff1d(np.arange(model.n_neurons), without)
+    if len(others) < size or math.comb(len(others), size) < count:
+        raise ConfregError(
+            f"{len(without)} chosen of the layer's {model.n_neurons} neurons leave too few for "
+            f"{count} random sets of {size}: name fewer with --neurons, or lower random_sets."
+        )
+    drawn: dict[tuple[int, ...], np.ndarray] = {}
+    while len(drawn) < count:
+        members = np.sort(rng.choice(others, size, replace=False))
+        drawn.setdefault(tuple(members.tolist()), members)
+    return list(drawn.values())
 
 
 def _deviations(text: str) -> list[float]:
@@ -148,7 +225,9 @@ def p_values(sets: Sets, magnitude: np.ndarray) -> np.ndarray:
     """
     found = np.full(magnitude.shape, np.nan, dtype=np.float32)
     for i in np.flatnonzero(sets.kind == "chosen"):
-        same = (sets.control == sets.control[i]) & (sets.deviation == sets.deviation[i])
+        same = sets.control == sets.control[i]
+        for way in (sets.deviation, sets.clipped):
+            same &= way == way[i]
         controls = magnitude[same & (sets.kind == "random")]
         found[i] = (1 + (controls >= magnitude[i]).sum(axis=0)) / (1 + len(controls))
     return found

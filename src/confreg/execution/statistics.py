@@ -11,7 +11,7 @@ import torch
 
 from confreg import effects
 from confreg.errors import ConfregError
-from confreg.execution.batches import mean_over, token_block, token_counts
+from confreg.execution.batches import token_block, token_counts
 
 if TYPE_CHECKING:
     from confreg.execution.plan import Plan
@@ -144,16 +144,34 @@ def deviations(
     )
 
 
+def occurrence_means(
+    plan: Plan, model: Model, occurrence: int, advance: Callable[[int], None] = lambda tokens: None
+) -> np.ndarray:
+    """Means of the plan's neurons over the compared tokens of one occurrence, (n,) float32."""
+    repeats = plan.table.repeats
+    assert repeats is not None
+    over = repeats.compared & (repeats.occurrence == occurrence)
+    return np.concatenate(
+        [_layer_values(plan, model, at, advance, over=over) for at in plan.neurons.layers]
+    )
+
+
 def _layer_values(
-    plan: Plan, model: Model, layer: int, advance: Callable[[int], None], spread: bool = False
+    plan: Plan,
+    model: Model,
+    layer: int,
+    advance: Callable[[int], None],
+    spread: bool = False,
+    over: np.ndarray | None = None,
 ) -> np.ndarray:
     index = torch.from_numpy(plan.neurons.index[plan.neurons.layer == layer].copy())
     # A percentile needs every activation.
-    summed = spread or plan.ablation.kind == "mean"
+    summed = spread or over is not None or plan.ablation.kind == "mean"
+    over = plan.mean_over if over is None else over
     parts, count = [], 0
     for start, stop in plan.token_units:
         block = token_block(plan.table, start, stop)
-        chosen = block.positions[mean_over(plan, block)]
+        chosen = block.positions[torch.from_numpy(over[start:stop])]
         parts.append(_activations(model, layer, block.inputs, chosen, index, summed))
         count += len(chosen)
         advance(stop - start)

@@ -121,7 +121,10 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
 def _sets(sets: Sets) -> str:
     chosen = int((sets.kind == "chosen").sum())
     values = ", ".join(f"{k:+g}" for k in sorted(set(sets.deviation.tolist())))
-    return f"{chosen:,} chosen and {len(sets) - chosen:,} random, at mean + k·σ for k = {values}"
+    way = f"at mean + k·σ for k = {values}"
+    if sets.clipped.any():
+        way = "at the mean, half of them clipped"
+    return f"{chosen:,} chosen and {len(sets) - chosen:,} random, {way}"
 
 
 def size(count: float) -> str:

@@ -52,6 +52,9 @@ def coordinates(plan: Plan) -> xr.Dataset:
         values["component"] = np.arange(plan.model.d_model)
     if plan.sets is not None:
         values.update(plan.sets.coordinates())
+    if table.repeats is not None:
+        for name in ("occurrence", "aligned", "matched", "compared"):
+            values[name] = getattr(table.repeats, name)
     if plan.parameters.get("all_layers"):
         values["model_layer"] = np.arange(plan.model.n_layers)
         values["model_index"] = np.arange(plan.model.n_neurons)
@@ -98,6 +101,7 @@ def attributes(plan: Plan, command_line: str) -> dict[str, str | int | float]:
         "tolerance": r.tolerance,
         "ablation": str(plan.parameters.get("ablation", "")),
         "mean_over": str(plan.parameters.get("mean_over", "")),
+        "mean_over_tokens": int(plan.mean_over.sum()),
         "mediated_total": r.recipe.mediated[0],
         "mediated_direct": r.recipe.mediated[1],
         "reduce": r.reduce,

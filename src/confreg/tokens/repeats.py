@@ -39,21 +39,21 @@ class Repeats:
     matched
         Whether the text goes on after the second occurrence as it did after the first, bool (T,):
         one value for a sequence's occurrences, True where a whole piece is repeated, False outside.
-    counts
-        Whether the token counts, bool (T,): in an occurrence, with a next token that belongs to
-        it, position 3 or more, neither of the two special. The table's ``keep`` are those of
-        the second occurrence.
+    compared
+        Whether the token counts in means over an occurrence, bool (T,): it is in one, with a
+        next token that belongs to it, its position is 3 or more, and neither of the two is
+        special. The table's ``keep`` are those of the second occurrence.
     """
 
     occurrence: np.ndarray
     aligned: np.ndarray
     matched: np.ndarray
-    counts: np.ndarray
+    compared: np.ndarray
 
     @property
     def first(self) -> np.ndarray:
-        """Tokens of first occurrences that count, bool (T,)."""
-        return self.counts & (self.occurrence == 0)
+        """Tokens of first occurrences that are compared, bool (T,)."""
+        return self.compared & (self.occurrence == 0)
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,53 @@ def of_ngrams(
             f"{sequence_length} tokens: give more text, or a smaller ngram."
         )
     said = f"{corpus.name}: n-grams of {ngram} tokens that come again"
-    return _table(taken, tokenizer, said, last_counts=True)
+    return _table(taken, tokenizer, said, to_end=True)
+
+
+def of_kind(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    sequence_length: int,
+    max_tokens: int | None,
+    seed: int,
+    *,
+    repeats: str = "text",
+    length: int = 100,
+    separator: str = "",
+    ngram: int = 6,
+    gap: int = 1,
+    count: int | None = None,
+    **others: object,
+) -> TokenTable:
+    """The table that a recipe's parameters ask for.
+
+    Parameters
+    ----------
+    corpus, tokenizer, sequence_length, max_tokens, seed
+        As of the functions above.
+    repeats
+        ``"text"``, ``"random"`` or ``"ngrams"``.
+    length, separator, ngram, gap, count
+        Of one or the other.
+    others
+        The recipe's other parameters.
+
+    Raises
+    ------
+    ConfregError
+        As of those functions, or a sequence is longer than ``sequence_length``.
+    """
+    if repeats == "ngrams":
+        return of_ngrams(corpus, tokenizer, ngram, gap, count, sequence_length, max_tokens)
+    size = _size(tokenizer, length, _between(tokenizer, separator))
+    if size > sequence_length:
+        raise ConfregError(
+            f"{length} tokens and their repeat make sequences of {size}: raise --sequence-length "
+            f"from {sequence_length}, or lower length."
+        )
+    if repeats == "random":
+        return of_random_tokens(tokenizer, length, count, separator, max_tokens, seed)
+    return of_text(corpus, tokenizer, length, count, separator, max_tokens)
 
 
 def _check(count: int | None, **numbers: tuple[int, int]) -> None:
@@ -289,7 +335,7 @@ def _natural(ids: list[int], usable: _Usable, ngram: int, gap: int) -> _Piece | 
         if before == start or here in second:
             continue
         second.add(here)
-        # The first positions of a sequence are not counted, so no n-gram begins there.
+        # The first positions of a sequence are not compared, so no n-gram begins there.
         near = before < tables.FIRST_KEPT_POSITION or start - before < ngram + gap
         if near or len(set(here)) < ngram or not usable.all(list(here)):
             continue
@@ -303,9 +349,9 @@ def _table(
     pieces: list[_Piece],
     tokenizer: PreTrainedTokenizerBase,
     corpus: str,
-    last_counts: bool = False,
+    to_end: bool = False,
 ) -> TokenTable:
-    """Label sequences; ``last_counts``: what follows an occurrence's last token is part of it."""
+    """Label sequences; ``to_end``: what follows an occurrence's last token is part of it."""
     longest = max(len(piece.ids) for piece in pieces)
     ids = [np.asarray(piece.ids, dtype=np.int64) for piece in pieces]
     table = tables.label(ids, tokenizer, corpus, longest)
@@ -319,8 +365,8 @@ def _table(
             occurrence[at], aligned[at] = number, np.arange(piece.length)
             matched[at] = piece.matched
         offset += len(piece.ids)
-    counts = table.keep & (occurrence >= 0)
-    if not last_counts:
-        counts &= aligned < pieces[0].length - 1
-    found = Repeats(occurrence, aligned, matched, counts)
-    return replace(table, keep=counts & (occurrence == 1), repeats=found)
+    compared = table.keep & (occurrence >= 0)
+    if not to_end:
+        compared &= aligned < pieces[0].length - 1
+    found = Repeats(occurrence, aligned, matched, compared)
+    return replace(table, keep=compared & (occurrence == 1), repeats=found)
