@@ -56,6 +56,21 @@ with torch.no_grad():
         out = found["measure"](batch, readout, write, activation, residual, raw)
         assert out["effects"].shape == (width, tokens, 2)
         assert out["error_max"] < 2e-5, out["error_max"]
+    for engine, copies in (("exact", 1), ("forward", 3)):
+        batch = found["Batch"](
+            torch.zeros(copies, tokens, dtype=torch.int64), 1, torch.arange(tokens),
+            torch.tensor([1, 2, 3, 4, -1]), torch.tensor([True] * 4 + [False]), -1,
+            torch.arange(width), width, torch.zeros(width), ("loss_total",), engine=engine,
+            sets=[torch.tensor([1, 4])] * 2, set_values=[torch.zeros(2)] * 2,
+            set_sides=[torch.tensor([0, 0]), torch.tensor([1, -1])],
+        )
+        copied = activation.repeat(copies, 1, 1)
+        changed = found["ablate"](copied, batch)
+        moved = residual + down(changed) - down(copied)
+        out = found["measure"](batch, readout, write, copied, moved, head(norm(moved)))
+        sets = out["effects"] if engine == "exact" else torch.stack([sets, out["effects"]])
+    assert (sets[0] - sets[1])[:, :4].abs().max() < 1e-5
+    assert (sets[0, 0] != sets[0, 1]).any()
     found["weight_statistics"](readout, write, torch.arange(width), residual)
 print("done")
 """

@@ -260,6 +260,7 @@ def test_reductions_only(lab, local, tmp_path):
         ("token_frequency_neurons", {"all_layers": True}),
         ("confidence_in_context", {"neurons": "LAST:0-3"}),
         ("group_ablation", {"neurons": "LAST:0-3;LAST:5-6", "random_sets": 2}),
+        ("induction", {"neurons": "LAST:1-3", "random_sets": 2, "length": 6}),
     ],
 )
 @pytest.mark.parametrize(

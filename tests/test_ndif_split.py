@@ -61,6 +61,32 @@ def test_halves_join_to_the_whole(model, words, engine, values, layer, along):
     assert joined["sampled"] > 0 or engine == "forward"
 
 
+@pytest.mark.parametrize(("engine", "along"), [("exact", "token"), ("forward", "set")])
+def test_halves_of_sets_join_to_the_whole(model, words, engine, along):
+    recipe = find("induction")
+    table = tokens.repeats.of_text(tokens.read(words), model.tokenizer, 6, count=3)
+    request = Request(
+        recipe=recipe, model=model.name, engine=engine, neurons="2.3,2.9",
+        parameters={"random_sets": 2},
+    )  # fmt: skip
+    plan = make_plan(request, model.description, table)
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(2, len(plan.neurons))).astype(np.float32)
+    values[1] = np.sign(values[1])
+    batch = batches.make_batch(plan, 0, 0, values)
+    first, second = remote.halves(batch)
+    assert any(side.any() for side in batch.set_sides)
+    with torch.no_grad():
+        whole, *parts = (
+            recipe.measure(model, part, **plan.parameters) for part in (batch, first, second)
+        )
+    joined = remote.join(*parts, along)
+    assert joined.keys() == whole.keys()
+    for name in ("effects", "activation", "loss", "abs_sum"):
+        assert joined[name].shape == whole[name].shape
+        torch.testing.assert_close(joined[name], whole[name], atol=5e-6, rtol=1e-5, equal_nan=True)
+
+
 def test_one_neuron_of_one_sequence_cannot_be_cut(model, words):
     _, batch = unit(model, words, "exact", None)
     while (parts := remote.halves(batch)) is not None:

@@ -91,7 +91,7 @@ class SetChange:
         return readout.finish(offset + tempered + push / self.after)
 
 
-def set_effects(block, written, tokens, dtype=torch.float32):
+def set_effects(block, written, tokens, clean=None, dtype=torch.float32):
     """Effects of one of the batch's sets on some tokens, (T, E).
 
     Parameters
@@ -99,6 +99,8 @@ def set_effects(block, written, tokens, dtype=torch.float32):
     block : Block
     written : Written
     tokens : Tensor (T,) int64
+    clean : dict of str to Tensor, optional
+        Measures of the unablated model at all tokens, if they are known already.
     dtype : torch.dtype
     """
     readout, names = block.readout, block.batch.effects
@@ -114,25 +116,31 @@ def set_effects(block, written, tokens, dtype=torch.float32):
         if variant == "frequency_direct":
             after = put_back(after, before, block.frequency.to(work))
         wanted = measures_of(names, variant)
-        values = compare(before, after, block.targets[tokens], wanted, block.log_frequency)
+        known = None if clean is None else {name: v[tokens] for name, v in clean.items()}
+        values = compare(before, after, block.targets[tokens], wanted, block.log_frequency, known)
         for column, (measure, of) in enumerate(map(split, names)):
             if of == variant:
                 found[:, column] = values[measure].to(dtype)
     return found
 
 
-def compare(before, after, targets, wanted, log_frequency):
+def compare(before, after, targets, wanted, log_frequency, clean=None):
     """Changes of measures between original and ablated final logits, dict of (T,)."""
     compared, single = paired(wanted)
-    clean, ablated = (outcome(x, targets, single, log_frequency) for x in (before, after))
+    if clean is None:
+        clean = outcome(before, targets, single, log_frequency)
+    ablated = outcome(after, targets, single, log_frequency)
     found = {name: change(name, ablated[name], clean[name]) for name in single}
     if compared:
         found.update(tempering(before.double(), after.double()))
     return found
 
 
-def close_sets(block, tally, sampled):
-    """The closed form of every set on every token; ``sampled`` as of `confreg.effects.sweep`."""
+def close_sets(block, clean, tally, sampled):
+    """The closed form of every set on every token; ``sampled`` as of `confreg.effects.sweep`.
+
+    ``clean`` are measures of the unablated model, dict of (T,).
+    """
     count = len(block.positions)
     size = max(1, CACHED // block.raw.shape[-1])
     every = torch.arange(count, device=block.raw.device)
@@ -140,10 +148,10 @@ def close_sets(block, tally, sampled):
         row, written = slice(number, number + 1), Written(block, number)
         for tokens in every.split(size):
             some = slice(int(tokens[0]), int(tokens[-1]) + 1)
-            effects = set_effects(block, written, tokens)
+            effects = set_effects(block, written, tokens, clean)
             tally.add(row, some, effects[None])
             mask = sampled(row, some)
             if mask is not None:
                 chosen = tokens[mask[0]]
-                truth = set_effects(block, written, chosen, torch.float64)
+                truth = set_effects(block, written, chosen, dtype=torch.float64)
                 tally.check(effects[mask[0]], truth)

@@ -50,7 +50,7 @@ def measure(batch, readout, write, activation, residual, raw):
         if batch.engine == "forward":
             compare_copies(block, clean, tally)
         elif batch.sets is not None:
-            close_sets(block, tally, draw(batch, block.raw.device))
+            close_sets(block, clean, tally, draw(batch, block.raw.device))
         else:
             close(block, tally)
         out = tally.result()

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from confreg.report import neurons
+from confreg.report.styling import legend as _legend
+from confreg.report.styling import styled as _styled
 from confreg.report.wording import effect_label, label, number
 
 if TYPE_CHECKING:
@@ -131,18 +133,16 @@ def frequency_layers(ds: xr.Dataset) -> go.Figure:
 
 
 def sets(ds: xr.Dataset, effect: str) -> go.Figure:
-    """Draw every set's mean effect by its ablation value; chosen sets stand out.
+    """Draw every set's mean effect by how it is ablated; chosen sets stand out.
 
     Needs ``effect_mean (set, effect)`` and the coordinates ``set_kind``, ``set_deviation``.
     """
     import plotly.graph_objects as go
 
     values = ds["effect_mean"].sel(effect=effect).values
-    deviation, kinds = ds["set_deviation"].values, ds["set_kind"].values
-    steps = np.unique(deviation)
+    kinds, (step, names) = ds["set_kind"].values, _steps(ds)
     # Sets of one ablation value lie side by side, always in the same places.
-    shift = np.random.default_rng(0).uniform(-0.25, 0.25, len(values)) * (kinds == "random")
-    at = np.searchsorted(steps, deviation) + shift
+    at = step + np.random.default_rng(0).uniform(-0.25, 0.25, len(values)) * (kinds == "random")
     figure = go.Figure()
     for kind, marker in (
         ("random", {"color": "#94a3b8", "size": 6, "opacity": 0.6}),
@@ -160,12 +160,26 @@ def sets(ds: xr.Dataset, effect: str) -> go.Figure:
                 hovertemplate="<b>%{customdata}</b><br>%{y:.4g}<extra></extra>",
             )
         )
-    names = ["mean" if step == 0 else f"mean {step:+g}σ" for step in steps]
-    figure.update_xaxes(tickvals=list(range(len(steps))), ticktext=names)
+    figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names)
     units = str(ds["effect_units"].sel(effect=effect).values) if "effect_units" in ds else ""
     unit = f" ({units})" if units not in ("", "1") else ""
     figure.update_yaxes(title=f"mean {effect_label(effect)}{unit}")
     return _legend(_styled(figure))
+
+
+def _steps(ds: xr.Dataset) -> tuple[np.ndarray, list[str]]:
+    """Return each set's place among the ways of ablation, and what those are called."""
+    if "set_clipped" not in ds:
+        steps, at = np.unique(ds["set_deviation"].values, return_inverse=True)
+        return at, ["mean" if step == 0 else f"mean {step:+g}σ" for step in steps]
+    control, clipped = ds["set_control"].values, ds["set_clipped"].values
+    at = 2 * control.astype(int) + clipped
+    names = []
+    for shared in range(int(control.max()) + 1):
+        size = int(ds["set_size"].values[control == shared][0])
+        who = "one neuron" if size == 1 else f"{size} together"
+        names += [f"{who},<br>{way}" for way in ("plain", "clipped")]
+    return at, names
 
 
 def against_loss(ds: xr.Dataset, neuron: str) -> go.Figure:
@@ -425,35 +439,3 @@ def _hover(ds: xr.Dataset, frame: neurons.Table) -> list[str]:
         + "<br>".join(f"{name}: {number(value)}" for name, value in zip(names, row, strict=True))
         for neuron, row in zip(frame.labels, rows, strict=True)
     ]
-
-
-def _styled(figure: go.Figure) -> go.Figure:
-    axis = {
-        "gridcolor": "rgba(128,138,150,.22)",
-        "linecolor": "rgba(128,138,150,.6)",
-        "zeroline": False,
-        "showline": True,
-        "ticks": "outside",
-        "ticklen": 4,
-        "tickcolor": "rgba(128,138,150,.6)",
-        "automargin": True,
-    }
-    figure.update_xaxes(**axis)
-    figure.update_yaxes(**axis)
-    return figure.update_layout(
-        template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "Inter, system-ui, sans-serif", "size": 12.5},
-        margin={"l": 56, "r": 16, "t": 40, "b": 48},
-        height=420,
-        showlegend=False,
-        hoverlabel={"align": "left"},
-        dragmode="zoom",
-    )
-
-
-def _legend(figure: go.Figure) -> go.Figure:
-    return figure.update_layout(
-        showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
-    )

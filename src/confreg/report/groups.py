@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 def sets(ds: xr.Dataset, options: Options) -> Section:
     """Show chosen sets against random sets of the same size."""
     chosen = np.flatnonzero(ds["set_kind"].values == "chosen")
-    each = (ds.sizes["set"] - len(chosen)) // max(len(chosen), 1)
     names = [str(name) for name in ds["effect"].values]
     shown = []
     for name in names:
@@ -28,8 +27,8 @@ def sets(ds: xr.Dataset, options: Options) -> Section:
         caption += ": mean over kept tokens, for chosen and for random sets."
         shown.append(Figure(f"sets-{name}", figures.sets(ds, name), caption))
     lead = (
-        f"Each chosen set against {each} random sets of the same size from the same layer. Neurons "
-        "are replaced by their mean plus k standard deviations, all of a set together."
+        f"Each chosen set against {_controls(ds)} random sets of the same size from the same "
+        f"layer. Neurons are replaced by {_values(ds)}, all of a set together."
     )
     measures = [("effect_abs_mean", "|{}|", "mean absolute effect over kept tokens")]
     if "p_random" in ds:
@@ -55,3 +54,22 @@ def sets(ds: xr.Dataset, options: Options) -> Section:
         rows.append((label, label in detailed, cells))
     data = (columns, rows, "set")
     return Section("sets", "Sets of neurons", lead, shown, template="table", data=data)
+
+
+def _controls(ds: xr.Dataset) -> int:
+    """Return how many random sets a chosen set has."""
+    ways = ["set_control", "set_deviation", *(["set_clipped"] if "set_clipped" in ds else [])]
+    same = np.ones(ds.sizes["set"], dtype=bool)
+    for name in ways:
+        if name in ds:
+            same &= ds[name].values == ds[name].values[0]
+    return int((same & (ds["set_kind"].values == "random")).sum())
+
+
+def _values(ds: xr.Dataset) -> str:
+    if "set_clipped" not in ds:
+        return "their mean plus k standard deviations"
+    return (
+        "their mean over the first occurrence, everywhere (plain) or only on the side of it to "
+        "which the repeat moves them (clipped)"
+    )

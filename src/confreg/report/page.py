@@ -218,18 +218,26 @@ def _baseline(ds: xr.Dataset) -> str:
     if "keep" not in ds:
         return ""
     keep = np.asarray(ds["keep"].values, dtype=bool)
+    masks = [keep]
+    if "compared" in ds:  # kept are tokens of second occurrences
+        masks.insert(0, ds["compared"].values & (ds["occurrence"].values == 0))
     phrases = []
     for name in ("loss", "entropy"):
         if name in ds and keep.any():
-            phrases.append(f"mean {name} {number(float(np.mean(ds[name].values[keep])))} nats")
+            means = [number(float(np.mean(ds[name].values[mask]))) for mask in masks]
+            phrases.append(f"mean {name} {' then '.join(means)} nats")
     return ", ".join(phrases)
 
 
 def _ablation(ds: xr.Dataset) -> str:
-    kind = str(ds.attrs.get("ablation", ""))
-    over = ds.attrs.get("mean_over", "")
+    over = str(ds.attrs.get("mean_over", "")) or "all"
+    kind = str(ds.attrs.get("ablation", "")) or ("mean" if "set" in ds.dims else "")
     if kind == "mean":
-        return f"activation replaced by its mean over {over or 'all'} tokens"
+        where = f"{over} tokens"
+        if over == "first":
+            count = ds.attrs["mean_over_tokens"]
+            where = f"{count:,} compared tokens of first occurrences"
+        return f"activation replaced by its mean over {where}"
     return f"activation replaced by {kind}" if kind else ""
 
 

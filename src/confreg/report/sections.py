@@ -48,11 +48,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plotly figure with its caption."""
+    """A plotly figure with its caption; a wide one has a row of the page to itself."""
 
     key: str
     figure: go.Figure
     caption: str
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,9 @@ def compose(ds: xr.Dataset, options: Options) -> tuple[list[Section], list[str]]
     """Make every section that the dataset allows; also what to say of the others."""
     sections, missing = [], []
     subjects = ("", neurons.subject(ds))
-    for entry in (entry for entry in REGISTRY if entry.subject in subjects):
+    # What is about the dataset's own subject comes first, in the order of registration.
+    chosen = (entry for subject in subjects[::-1] for entry in REGISTRY if entry.subject == subject)
+    for entry in chosen:
         made = entry.make(ds, options) if all(name in ds for name in entry.needs) else None
         if made is not None:
             sections.append(made)

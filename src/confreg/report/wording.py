@@ -56,6 +56,13 @@ GLOSSARY = {
 }
 
 
+REPEATED = {
+    "keep": "tokens of second occurrences from the sequence’s position 3 on whose next token "
+    "belongs to the occurrence, neither of the two being special",
+}
+"""What a word means where a text comes again."""
+
+
 def number(value: float, digits: int = 3) -> str:
     """Write a number for reading: a true minus, powers of ten when it is far from one."""
     value = float(value)
@@ -110,8 +117,9 @@ def glossary(ds: xr.Dataset) -> list[tuple[str, str]]:
     frozen = "the norm’s scale"
     if "frequency" in mediator(ds)[0]:
         frozen = "the logits’ component along the token-frequency direction"
+    known = GLOSSARY | (REPEATED if "occurrence" in ds else {})
     return [
-        (SYMBOLS[name], text.format(frozen=frozen)) for name, text in GLOSSARY.items() if name in ds
+        (SYMBOLS[name], text.format(frozen=frozen)) for name, text in known.items() if name in ds
     ]
 
 
