@@ -9,6 +9,7 @@ Module paths are written out here, not taken from confreg's table.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -105,6 +106,24 @@ class Oracle:
             margins.append(_margin(logits, many).view(len(neurons), -1))
         smallest = torch.minimum(margins[1], margins[2])
         return Ablation(effects, torch.minimum(smallest, margins[0].view(1, -1)))
+
+    def edited(
+        self, ids: torch.Tensor, layer: int, edit: Callable[[torch.Tensor], torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Effects (rows·length,) of an ``edit`` of a layer's neurons, whatever their shape."""
+        clean, scale = self._pass(ids)
+        hook = self._down(layer).register_forward_pre_hook(
+            lambda module, args: (edit(args[0].clone()), *args[1:])
+        )
+        total, direct = self._pass(ids)[0], self._pass(ids, pinned=scale)[0]
+        hook.remove()
+        before = _measures(clean, ids)
+        found = {}
+        for variant, logits in (("total", total), ("direct", direct)):
+            after = _measures(logits, ids)
+            for measure in ("loss", "entropy"):
+                found[f"{measure}_{variant}"] = (after[measure] - before[measure]).flatten()
+        return found
 
     def _down(self, layer: int) -> torch.nn.Module:
         return self.network.get_submodule(self.down.format(layer))

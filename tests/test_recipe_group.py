@@ -49,23 +49,14 @@ def test_sets_are_the_oracle_s(checkpoint, words, tmp_path, architecture, engine
         members = index[ds["member"].values[i]]
         values = mean + float(ds["set_deviation"][i]) * spread
 
-        def replace(module, args, members=members, values=values):
-            hidden = args[0].clone()
+        def replace(hidden, members=members, values=values):
             hidden[..., members] = values[members]
-            return (hidden, *args[1:])
+            return hidden
 
-        found = {name: [] for name in names}
-        for ids in texts:
-            clean, scale = pinning._pass(ids)
-            hook = pinning._down(layer).register_forward_pre_hook(replace)
-            total, direct = pinning._pass(ids)[0], pinning._pass(ids, pinned=scale)[0]
-            hook.remove()
-            for variant, logits in (("total", total), ("direct", direct)):
-                loss, entropy = plain.loss(logits, ids), plain.entropy(logits)
-                found[f"loss_{variant}"].append((loss - plain.loss(clean, ids))[0])
-                found[f"entropy_{variant}"].append((entropy - plain.entropy(clean))[0])
+        found = [pinning.edited(ids, layer, replace) for ids in texts]
         for name in names:
-            mine, truth = ds["effects"].isel(set=i).sel(effect=name), torch.cat(found[name])
+            mine = ds["effects"].isel(set=i).sel(effect=name)
+            truth = torch.cat([one[name] for one in found])
             np.testing.assert_allclose(mine, truth, atol=1e-4, err_msg=f"{label} {name}")
             kept = truth.numpy()[ds["keep"].values]
             mean_abs = ds["effect_abs_mean"].isel(set=i).sel(effect=name)

@@ -74,28 +74,19 @@ def test_sets_are_the_oracle_s(checkpoint, words, tmp_path, architecture, engine
     for i, label in enumerate(ds["set"].values):
         members, clipped = index[ds["member"].values[i]], bool(ds["set_clipped"][i])
 
-        def replace(module, args, members=members, clipped=clipped):
-            hidden = args[0].clone()
+        def replace(hidden, members=members, clipped=clipped):
             for m in members:
-                now, mean = hidden[..., m], first[m]
+                now, mean = hidden[..., m].clone(), first[m]
                 touched = torch.ones_like(now, dtype=torch.bool)
                 if clipped:
                     touched = now > mean if second[m] > first[m] else now < mean
                 hidden[..., m] = torch.where(touched, mean.to(now), now)
-            return (hidden, *args[1:])
+            return hidden
 
-        found = {name: [] for name in NAMES}
-        for ids in texts(ds):
-            clean, scale = pinning._pass(ids)
-            hook = pinning._down(layer).register_forward_pre_hook(replace)
-            total, direct = pinning._pass(ids)[0], pinning._pass(ids, pinned=scale)[0]
-            hook.remove()
-            for variant, logits in (("total", total), ("direct", direct)):
-                loss, entropy = plain.loss(logits, ids), plain.entropy(logits)
-                found[f"loss_{variant}"].append((loss - plain.loss(clean, ids))[0])
-                found[f"entropy_{variant}"].append((entropy - plain.entropy(clean))[0])
+        found = [pinning.edited(ids, layer, replace) for ids in texts(ds)]
         for name in NAMES:
-            mine, truth = ds["effects"].isel(set=i).sel(effect=name), torch.cat(found[name])
+            mine = ds["effects"].isel(set=i).sel(effect=name)
+            truth = torch.cat([one[name] for one in found])
             np.testing.assert_allclose(mine, truth, atol=1e-4, err_msg=f"{label} {name}")
             again = truth.numpy()[ds["keep"].values]
             for reduced, mean in (("effect_abs_mean", np.abs(again)), ("effect_mean", again)):
