@@ -170,6 +170,15 @@ def test_clipped_sets_travel(checkpoint, words):
         torch.testing.assert_close(found[0]["effects"], found[1]["effects"], equal_nan=True)
 
 
+def test_the_mean_may_be_over_all_tokens(checkpoint, words, tmp_path):
+    ds = run(checkpoint, words, tmp_path / "o.zarr", mean_over="all")
+    np.testing.assert_allclose(ds["ablation_value"], ds["activation"].mean("token"), atol=1e-5)
+    assert (ds.attrs["mean_over"], ds.attrs["mean_over_tokens"]) == ("all", ds.sizes["token"])
+    first = (ds["compared"] & (ds["occurrence"] == 0)).values
+    means = ds["activation"].isel(token=first).mean("token")
+    np.testing.assert_allclose(ds["mean_first"], means, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["random", "ngrams"])
 def test_other_repeats(checkpoint, words, tmp_path, kind):
     rng = np.random.default_rng(0)
