@@ -130,6 +130,7 @@ def test_n_grams_have_no_special_token_and_none_without_a_letter():
         (lambda t: repeats.of_text(corpus(range(10, 20)), t, 5, count=0), "count is 0"),
         (lambda t: repeats.of_text(corpus(range(10, 20)), t, 5, max_tokens=10), "max_tokens=11"),
         (lambda t: repeats.of_text(corpus(range(10, 20)), t, 5, 2, max_tokens=20), "max_tokens=22"),
+        (lambda t: repeats.of_text(corpus(range(10, 20)), t, 5, 3), "are 2 sequences, not count=3"),
         (lambda t: repeats.of_random_tokens(t, 20), "need a count"),
         (lambda t: repeats.of_random_tokens(t, 99, 1), "has 95 tokens: too few to draw 99"),
         (lambda t: repeats.of_ngrams(corpus(range(10, 30)), t), "comes again"),

@@ -87,7 +87,7 @@ def of_text(
     length
         Tokens in a piece, at least 4.
     count
-        How many sequences; None: as many as ``max_tokens`` and the corpus hold.
+        How many sequences; None: as many as ``max_tokens`` and the corpus hold, at least one.
     separator
         Text between the two.
     max_tokens
@@ -287,7 +287,7 @@ def _take(
     Raises
     ------
     ConfregError
-        ``count`` sequences, or one, do not fit.
+        ``count`` sequences, or one, do not fit, or there are fewer.
     """
     _check(count)
     wanted = size * (count or 1)
@@ -306,6 +306,11 @@ def _take(
             break
         taken.append(piece)
         left = None if left is None else left - len(piece.ids)
+    if taken and count is not None and len(taken) < count:
+        raise ConfregError(
+            f"There are {len(taken)} sequences, not count={count}: give more text, raise "
+            "max_tokens, or lower count."
+        )
     return taken
 
 

@@ -38,7 +38,8 @@ class TokenTable:
         The token and the one that follows it in its sequence, -1 where none does: int64 (T,).
     keep
         Whether reductions count the token, bool (T,): its position is 3 or more, it has a
-        next token, and neither of the two is special.
+        next token, and neither of the two is special. Of repeats, tokens of the second
+        occurrence only.
     text
         What the token reads as, see :func:`confreg.tokens.pieces.piece_texts`: object (T,).
     corpus, corpus_hash
