@@ -76,6 +76,7 @@ def test_halves_of_sets_join_to_the_whole(model, words, engine, along):
     batch = batches.make_batch(plan, 0, 0, values)
     first, second = remote.halves(batch)
     assert any(side.any() for side in batch.set_sides)
+    assert not batch.wanted.all()
     with torch.no_grad():
         whole, *parts = (
             recipe.measure(model, part, **plan.parameters) for part in (batch, first, second)

@@ -87,6 +87,9 @@ def test_sets_are_the_oracle_s(checkpoint, words, tmp_path, architecture, engine
         for name in NAMES:
             mine = ds["effects"].isel(set=i).sel(effect=name)
             truth = torch.cat([one[name] for one in found])
+            outside = ds["occurrence"].values < 0
+            assert np.isnan(mine.values[outside]).all()
+            truth[torch.from_numpy(outside)] = torch.nan
             np.testing.assert_allclose(mine, truth, atol=1e-4, err_msg=f"{label} {name}")
             again = truth.numpy()[ds["keep"].values]
             for reduced, mean in (("effect_abs_mean", np.abs(again)), ("effect_mean", again)):
@@ -100,7 +103,8 @@ def test_the_last_token_has_no_loss(checkpoint, words, tmp_path):
     assert last.sum() == len(np.unique(ds["sequence"]))
     assert np.isnan(ds["loss"].values[last]).all()
     assert np.isnan(ds["effects"].sel(effect="loss_total").values[:, last]).all()
-    assert not np.isnan(ds["effects"].sel(effect="entropy_total").values[:, last]).any()
+    inside = ds["occurrence"].values >= 0
+    assert not np.isnan(ds["effects"].sel(effect="entropy_total").values[:, inside]).any()
     assert not ds["compared"].values[last].any()
 
 
@@ -110,7 +114,7 @@ def test_a_clipped_ablation_takes_back_what_the_repeat_did(checkpoint, words, tm
         own = ds.sel(neuron=neuron)
         up = float(own["mean_second"]) > float(own["mean_first"])
         above = own["activation"].values > float(own["ablation_value"])
-        known = ds["next_token_id"].values >= 0
+        known = (ds["next_token_id"].values >= 0) & (ds["occurrence"].values >= 0)
         plain_, clipped = (ds["effects"].sel(set=name) for name in (neuron, neuron + ":clipped"))
         moved = known & (above == up)
         np.testing.assert_array_equal(clipped[moved], plain_[moved])

@@ -52,6 +52,8 @@ class Batch:
         number of sets, and ``neurons`` only says what ``activations`` returns.
     set_sides : list of Tensor (k,) int8, optional
         Where each set's values replace activations, see `confreg.effects.values.replaced`.
+    wanted : Tensor (T,) bool, optional
+        The tokens at which effects of sets are wanted; they are NaN at others.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Batch:
         sets=None,
         set_values=None,
         set_sides=None,
+        wanted=None,
     ):
         self.inputs = inputs
         self.rows = rows
@@ -103,10 +106,17 @@ class Batch:
         self.sets = sets
         self.set_values = set_values
         self.set_sides = set_sides
+        self.wanted = wanted
 
     def side(self, number):
         """Of one set: its `set_sides`, or 0 for all."""
         return torch.tensor(0) if self.set_sides is None else self.set_sides[number]
+
+    def tokens(self):
+        """Which of the batch's tokens effects of sets are wanted at, (T',) int64."""
+        if self.wanted is None:
+            return torch.arange(len(self.positions))
+        return self.wanted.nonzero()[:, 0]
 
     def count(self):
         """How many ablations there are: of neurons, or of sets."""

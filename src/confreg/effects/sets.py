@@ -141,17 +141,18 @@ def close_sets(block, clean, tally, sampled):
 
     ``clean`` are measures of the unablated model, dict of (T,).
     """
-    count = len(block.positions)
     size = max(1, CACHED // block.raw.shape[-1])
-    every = torch.arange(count, device=block.raw.device)
+    every = block.batch.tokens().to(block.raw.device)
     for number in range(len(block.batch.sets)):
         row, written = slice(number, number + 1), Written(block, number)
         for tokens in every.split(size):
+            if not len(tokens):
+                continue
             some = slice(int(tokens[0]), int(tokens[-1]) + 1)
             effects = set_effects(block, written, tokens, clean)
-            tally.add(row, some, effects[None])
+            tally.add(row, tokens.cpu(), effects[None])
             mask = sampled(row, some)
-            if mask is not None:
-                chosen = tokens[mask[0]]
-                truth = set_effects(block, written, chosen, dtype=torch.float64)
-                tally.check(effects[mask[0]], truth)
+            if mask is not None and mask[0, tokens - tokens[0]].any():
+                checked = mask[0, tokens - tokens[0]]
+                truth = set_effects(block, written, tokens[checked], dtype=torch.float64)
+                tally.check(effects[checked], truth)

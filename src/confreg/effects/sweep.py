@@ -224,7 +224,7 @@ def recheck(base, fan, coefficients, effects, mask, names, tally):
 def compare_copies(block, clean, tally):
     """The engine ``forward``: the model's own logits of the copies, against the clean rows'."""
     rows, effects, count = block.batch.rows, block.batch.effects, block.batch.count()
-    for tokens in spans(len(block.positions), block.sizes()[1]):
+    for tokens in block.batch.tokens().to(block.raw.device).split(block.sizes()[1]):
         targets = block.targets[tokens]
         before = block.logits(tokens)
         for j in range(count):
@@ -241,7 +241,7 @@ def compare_copies(block, clean, tally):
                 for column, (name, of) in enumerate(map(split, effects)):
                     if of == variant:
                         out[:, column] = found[name]
-            tally.add(slice(j, j + 1), tokens, out[None])
+            tally.add(slice(j, j + 1), tokens.cpu(), out[None])
 
 
 def copied(block, copy, tokens, variant, before):

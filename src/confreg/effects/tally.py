@@ -16,7 +16,7 @@ class Tally:
 
     def __init__(self, n, keep, count, whole):
         self.keep = keep.cpu()
-        self.cube = torch.empty(n, len(keep), count) if whole else None
+        self.cube = torch.full((n, len(keep), count), torch.nan) if whole else None
         self.sum = torch.zeros(n, count, dtype=torch.float64)
         self.abs_sum = torch.zeros(n, count, dtype=torch.float64)
         self.pairs = 0
@@ -26,7 +26,10 @@ class Tally:
         self.error_max = 0.0
 
     def add(self, neurons, tokens, effects):
-        """Take the effects (n', T', E) of a slice of the neurons and one of the tokens."""
+        """Take the effects (n', T', E) of a slice of the neurons and of some tokens.
+
+        Those are a slice, or their indices (T',).
+        """
         effects = effects.float().cpu()
         self.pairs += effects.shape[0] * effects.shape[1]
         if self.cube is not None:

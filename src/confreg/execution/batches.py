@@ -93,6 +93,7 @@ def make_batch(
         sample=-(-SAMPLE // units),
         reduce=not plan.cube,
         activations=_activations(plan, start),
+        wanted=_wanted(plan, *plan.token_units[token_unit]),
         counts=token_counts(plan),
     )
 
@@ -127,6 +128,13 @@ def _subjects(plan: Plan, start: int, stop: int, values: np.ndarray | None) -> d
         "set_values": [torch.from_numpy(each) for each in replaced],
         "set_sides": [torch.from_numpy(each) for each in sides] if clipped.any() else None,
     }
+
+
+def _wanted(plan: Plan, start: int, stop: int) -> torch.Tensor | None:
+    """Tokens at which effects are wanted: of repeats those in an occurrence, else all."""
+    if plan.table.repeats is None:
+        return None
+    return torch.from_numpy(plan.table.repeats.occurrence[start:stop] >= 0)
 
 
 def token_counts(plan: Plan) -> torch.Tensor | None:

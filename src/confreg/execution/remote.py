@@ -200,6 +200,7 @@ def _cut_rows(batch: effects.Batch, at: int) -> tuple[effects.Batch, effects.Bat
         part.positions = batch.positions[inside] - (rows.start or 0) * batch.inputs.shape[1]
         part.targets, part.keep = batch.targets[inside], batch.keep[inside]
         part.over = None if batch.over is None else batch.over[inside]
+        part.wanted = None if batch.wanted is None else batch.wanted[inside]
         part.sample = -(-batch.sample // 2)
     return first, second
 
