@@ -24,11 +24,17 @@ def repeats(ds: xr.Dataset, options: Options) -> Section:
     chosen = profiles.chosen_neurons(ds)
     others = int((~chosen).sum())
     shown = [
-        Figure("repeat-baseline", profiles.baseline(ds), f"The unablated model. {band}", wide=True),
+        Figure(
+            "repeat-baseline",
+            profiles.baseline(ds),
+            f"The unablated model, by position in the occurrence. {band}",
+            wide=True,
+        ),
         Figure(
             "repeat-activations",
             profiles.activations(ds),
-            f"Chosen neurons. {band} Dotted: what the activation is ablated to.",
+            f"Chosen neurons, by position in the occurrence. {band} Dotted: what the activation "
+            "is ablated to.",
             wide=True,
         ),
     ]
@@ -86,8 +92,9 @@ def effects_along(ds: xr.Dataset, options: Options) -> Section:
         Figure(
             f"along-{name}",
             profiles.along(ds, name),
-            f"{effect_label(name)} when ablated, by position. {who}, against {controls} random "
-            f"{'sets of the same size' if size > 1 else 'neurons'} of the layer.",
+            f"{effect_label(name)} when ablated, by position in the second occurrence. {who}, "
+            f"against {controls} random {'sets of the same size' if size > 1 else 'neurons'} of "
+            "the layer.",
             wide=True,
         )
         for name in names

@@ -111,14 +111,13 @@ def baseline(ds: xr.Dataset) -> go.Figure:
     from plotly.subplots import make_subplots
 
     names = [name for name in ("entropy", "loss", "norm_scale") if name in ds]
-    figure = make_subplots(cols=len(names), horizontal_spacing=0.08)
+    titles = ["norm scale" if name == "norm_scale" else label(ds, name) for name in names]
+    figure = make_subplots(cols=len(names), subplot_titles=titles, horizontal_spacing=0.08)
     for column, name in enumerate(names, start=1):
         for kind, colour, where in occurrences(ds):
             found = profile(ds, ds[name].values, where)
             _line(figure, found, kind, colour, 1, column, column == 1)
-        title = "scale of the final norm" if name == "norm_scale" else label(ds, name)
-        figure.update_yaxes(title=title, row=1, col=column)
-    figure.update_xaxes(title="position in the occurrence")
+    figure.update_xaxes(title="position")
     return _above(styled(figure))
 
 
@@ -142,7 +141,7 @@ def activations(ds: xr.Dataset) -> go.Figure:
         value = float(ds["ablation_value"].values[row])
         figure.add_hline(y=value, line={"dash": "dot", "width": 1.5, "color": "#64748b"},
                          row=at[0], col=at[1])  # pyright: ignore[reportArgumentType]  # fmt: skip
-    figure.update_xaxes(title="position in the occurrence", row=lines)
+    figure.update_xaxes(title="position", row=lines)
     figure.update_yaxes(title="activation", col=1)
     return _above(styled(figure)).update_layout(height=140 + 230 * lines)
 
@@ -231,7 +230,7 @@ def along(ds: xr.Dataset, effect: str) -> go.Figure:
             _line(figure, found, "chosen: mean ± sd over tokens", SECOND, row, column, first)
     units = str(ds["effect_units"].sel(effect=effect).values) if "effect_units" in ds else ""
     unit = f" ({units})" if units not in ("", "1") else ""
-    figure.update_xaxes(title="position in the second occurrence", row=len(kinds))
+    figure.update_xaxes(title="position", row=len(kinds))
     figure.update_yaxes(matches="y").update_yaxes(title=f"{effect_label(effect)}{unit}", col=1)
     return _above(styled(figure)).update_layout(height=140 + 280 * len(kinds))
 
