@@ -411,6 +411,7 @@ def _ndif(options: argparse.Namespace) -> None:
     from confreg.execution import server
 
     if options.action == "up":
+        print("starting an NDIF server, about a minute ...", file=sys.stderr)
         server.up(
             options.models,
             device=options.device,
