@@ -54,6 +54,7 @@ def measure(batch, readout, write, activation, residual, raw):
         else:
             close(block, tally)
         out = tally.result()
+        del clean["reciprocal_rank"]  # known from the rank: only its change is measured
         for name, values in clean.items():
             out[name] = values.cpu()
         if batch.values is None:
