@@ -34,7 +34,9 @@ def main(store: str, out: str) -> None:
     for axis, (name, title) in zip(axes[1, 1:], EFFECTS.items()):
         along(ds, name, axis)
         axis.set(xlabel="position in the second occurrence", ylabel=title)
-    axes[1, 1].legend(frameon=False, fontsize=8)
+    low, high = axes[1, 1].get_ylim()
+    axes[1, 1].set_ylim(low - 0.5 * (high - low), high)  # room for the legend
+    axes[1, 1].legend(frameon=False, fontsize=8, loc="lower right")
     count = len(np.unique(ds["sequence"].values))
     figure.suptitle(
         f"{ds.attrs['model']}, layer {ds['layer'].values[0]}; {count} sequences, "
@@ -74,7 +76,7 @@ def along(ds, effect, axis):
             if way == "plain" and dashed == "-":
                 axis.fill_between(
                     found.at, random.min(0), random.max(0), color=profiles.CONTROL, alpha=0.35,
-                    label=f"{len(controls)} random sets, plain", lw=0, zorder=0,
+                    label=f"{len(controls)} random sets, {name}", lw=0, zorder=0,
                 )  # fmt: skip
     axis.axhline(0, color="0.8", lw=0.8, zorder=0)
 
