@@ -149,3 +149,57 @@ def test_the_sample_measures_the_error_that_there_is():
     assert out["sampled"] == error.numel()
     assert out["error_max"] == pytest.approx(float(error.max()), abs=FLOAT32)
     assert out["error_sum"] == pytest.approx(float(error.sum()), abs=FLOAT32 * error.numel())
+
+
+def test_a_likely_token_far_above_the_others_is_no_place_for_moments():
+    layer = layer_of(False, False, False, 1.0)
+    layer.down.weight.data.mul_(0.2)
+    layer.head.weight.data.mul_(40)  # the likeliest token some tens of nats above the next
+    options = {"neurons": NEURONS, "values": values(30.0)}
+    expected = truth(layer, NAMES, **options)
+    assert expected.abs().nan_to_num().max() > 30
+    torch.testing.assert_close(
+        measure(layer, "series", NAMES, **options)["effects"].double(),
+        expected, atol=1e-3, rtol=1e-5, equal_nan=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("post", [False, True])
+def test_what_all_logits_share_costs_no_digits(post):
+    layer = layer_of(True, True, post, 1.0)
+    layer.down.weight.data.mul_(0.05)
+    layer.head.bias.data -= 300
+    options = {"neurons": NEURONS, "values": values(1.0)}
+    out = measure(layer, "series", NAMES, tolerance=1e-5, **options)
+    # Float32 logits of that size are no better than 3e-5: the same logits, summed exactly.
+    exact = measure(layer, "exact", NAMES, **options)["effects"]
+    torch.testing.assert_close(out["effects"], exact, atol=1e-5 + FLOAT32, rtol=0, equal_nan=True)
+    assert 0 < out["recomputed"] < out["pairs"]
+
+
+def test_bounds_hold_where_likely_tokens_move_alike_and_where_y_is_near_minus_two():
+    """Constructed: stage 1's sums of one pair against float64, and its bound."""
+    from confreg.effects.sums import Sums
+
+    generator = torch.Generator().manual_seed(0)
+    for trial in range(300):
+        size = 400
+        log_p = torch.log_softmax(3 * torch.randn(size, generator=generator).double(), -1)
+        p, y = log_p.exp(), log_p - (log_p.exp() @ log_p)
+        kept = log_p.argsort(descending=True)[: (0, 1, 10, 100)[trial % 4]]
+        rest = torch.ones(size, dtype=torch.bool)
+        rest[kept] = False
+        f = torch.randn(size, generator=generator).double() * (0.02, 0.3, 2.0)[trial % 3]
+        f = f - p @ f
+        lost = torch.where(rest, f.exp() - 1 - f - f.square() / 2, 0.0)
+        lost_c = torch.where(rest, f * (f.exp() - 1 - f), 0.0)
+        a, b, c = p @ f.exp(), (p * y) @ f.exp(), (p * f) @ f.exp()
+        a2, b2, c2 = a - p @ lost, b - (p * y) @ lost, c - p @ lost_c
+        f2, y2 = (p * f.square())[rest].sum(), (p * y * f.square())[rest].sum()
+        sums = Sums(
+            a2, b2, c2, f2, y2, y[rest].max(), f.abs().max(), torch.tensor(0.0), torch.tensor(0.0)
+        )
+        loss = (a.log() - a2.log()).abs()
+        entropy = (a.log() - (b + c) / a - a2.log() + (b2 + c2) / a2).abs()
+        assert loss <= sums.loss_bound() + 1e-13
+        assert max(loss, entropy) <= 1.05 * sums.entropy_bound() + 1e-13 or f.abs().max() > 1

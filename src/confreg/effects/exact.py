@@ -299,7 +299,8 @@ def exact_token(base, fan, token, coefficients, effects, rows, dtype=torch.float
         }
         low, high = fan.low[rows], fan.high[rows]
         moved = {k: v for k, v in moved.items() if (tilt.reach(low, high, v) < SAFE).all()}
-        found = dict(zip(moved, tilt.effects(fan, rows, list(moved.values()))))
+        if moved:
+            found = dict(zip(moved, tilt.effects(fan, rows, list(moved.values()))))
     for variant in variants_of(effects):
         if variant not in found:
             own = coefficients["total" if variant == "frequency_direct" else variant]

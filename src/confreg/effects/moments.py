@@ -51,12 +51,16 @@ class Side:
         count = 1 + (self.base.mu is not None) + (self.base.frequency is not None)
         zero = torch.zeros_like(self.entropy)
         mean, low, high = ([zero + x] * count for x in (0.0, torch.inf, -torch.inf))
+        # About a pivot: p does not sum to one exactly, and logits may share a large offset.
+        every = torch.arange(len(self.log_p), device=self.log_p.device)
+        pivots = [q[:, None] for q in self.uncentred(every, self.log_p.argmax(-1))]
         for some in self.blocks:
             p = self.log_p[:, some].exp()
             for j, q in enumerate(self.uncentred(slice(None), some)):
-                mean[j] = mean[j] + (p * q).sum(-1, True)
+                mean[j] = mean[j] + (p * (q - pivots[j])).sum(-1, True)
                 low[j] = torch.minimum(low[j], q.amin(-1, True))
                 high[j] = torch.maximum(high[j], q.amax(-1, True))
+        mean = [m + pivot for m, pivot in zip(mean, pivots)]
         return mean, [torch.maximum(h - m, m - x) for x, h, m in zip(low, high, mean)]
 
     def collect(self):
@@ -153,13 +157,13 @@ class Cubic:
     """
 
     def __init__(self, side, fan, joint, rows):
-        u, tokens = fan.u.index_select(0, rows), len(side.log_p)
+        u, tokens = fan.u, len(side.log_p)
         cube = u.new_zeros(len(rows), 2 * tokens)
         square_yy, yyy = u.new_zeros(len(rows), tokens), u.new_zeros(len(rows), tokens)
         y3, y4 = torch.zeros_like(side.peak[:, 0]), torch.zeros_like(side.peak[:, 0])
         for some in side.blocks:
             p, py, (y, *_) = side.weights(some)
-            part = u[:, some]
+            part = u[:, some].index_select(0, rows)
             square = part.square()
             pyy = py * y
             pyyy = pyy * y

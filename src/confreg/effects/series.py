@@ -179,7 +179,7 @@ def series(base, fan, coefficients, effects, tolerance):
         if len(rows):
             edges = (torch.inf, *BANDS)
             bands = [Band(side, token, *edge) for edge in zip(edges, BANDS)]
-            size = max(1, GATHERED // max(1, len(bands[-1].entries)))
+            size = max(1, GATHERED // max(1, *(len(band.entries) for band in bands)))
             parts = rows.split(size)
             parts = [add_bands(variants, bands, fan.u, token, r, tolerance) for r in parts]
             rows = torch.cat(parts)

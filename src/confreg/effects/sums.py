@@ -51,7 +51,8 @@ class Sums:
 
     def remainder(self):
         """|f|³ e^|f|, or where the third order is kept |f|⁴ e^|f| / 4, less E_p[f²]."""
-        cube = self.reach * self.reach.clamp_max(30).exp()
+        # Beyond 30, where e^|f| outgrows float32's E[f²], there is no bound: NaN.
+        cube = self.reach * torch.where(self.reach < 30, self.reach.exp(), torch.nan)
         return torch.where(self.third(), cube * self.reach / 4, cube)
 
     def third(self):
@@ -63,22 +64,24 @@ class Sums:
 
         The third absolute moment is at most reach · E[f²].
         """
-        return self.remainder() * self.f2 / 6 + self.noise
+        return self.remainder() * (self.f2 + self.noise) / 6 + self.noise
 
     def entropy_bound(self):
-        """Bound on the entropy's error, whose leading term is E_p[f³ (y + 2 − D)] / 6, D = B + C.
+        """Bound on the errors of entropy and loss.
 
-        What follows it is at most E_p[f⁴ e^|f| ((1 + |D| + |y|)/24 + 1/6)]. Where the third order
-        is kept they are E_p[f⁴ (y + 3 − D)] / 24 and E_p[|f|⁵ e^|f| ((1 + |D| + |y|)/120 + 1/24)].
+        The entropy's leading term is E_p[f³ (y + 2 − D)] / 6, D = B + C. What follows it is at most
+        E_p[f⁴ e^|f| ((1 + |D| + |y|)/24 + 1/6)]. Where the third order is kept they are
+        E_p[f⁴ (y + 3 − D)] / 24 and E_p[|f|⁵ e^|f| ((1 + |D| + |y|)/120 + 1/24)].
         """
-        third = self.third()
+        third, f2 = self.third(), self.f2 + self.noise
         y, d = self.y_abs(), (self.b + self.c).abs()
         shift = 2.0 + third.float()
         # |y + 2| is |y| − 2 where all y are below −2, as in most tails.
-        leading = y + torch.where(self.peak < -shift, -shift, shift) * self.f2 + d * self.f2
-        rest = (y + (1 + d) * self.f2) / (24 + 6 * third.float()) + self.f2 / 6
+        leading = y + torch.where(self.peak < -shift, -shift, shift) * f2 + d * f2
+        rest = (y + (1 + d) * f2) / (24 + 6 * third.float()) + f2 / 6
         bound = self.remainder() * (leading.clamp_min(0) / 6 + self.reach * rest)
-        return bound + (2 + d) * self.noise
+        # Where y + 2 vanishes in the tail, the loss is the harder one.
+        return torch.maximum(bound + (2 + d) * self.noise, self.loss_bound())
 
 
 def second_order(side, joint, gain, coefficients):

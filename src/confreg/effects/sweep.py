@@ -123,7 +123,7 @@ class Block:
             u = self.readout.directions(directions)
         else:
             u = directions.new_empty(n, vocabulary)
-            for some in spans(n, max(16, n // 8)):
+            for some in spans(n, max(1, n // 8)):
                 u[some] = self.readout.directions(directions[some])
         p_frequency = None if self.log_frequency is None else self.log_frequency.exp()
         return Fan(u, centre, self.frequency, p_frequency)
@@ -173,10 +173,10 @@ def close(block, tally):
             parts = {}
             if batch.engine == "series" and fast:
                 values, left = series(base, fan, found, fast, batch.tolerance)
+                parts.update(zip(fast, values.unbind(-1)))
                 tally.recomputed += 0 if slow else left
-            else:
-                values = exact(base, fan, found, fast)
-            parts.update(zip(fast, values.unbind(-1)))
+            elif fast:
+                parts.update(zip(fast, exact(base, fan, found, fast).unbind(-1)))
             if slow:
                 parts.update(zip(slow, exact(base, fan, found, slow).unbind(-1)))
                 tally.recomputed += len(fan.u) * len(base.raw) if batch.engine == "series" else 0
@@ -186,6 +186,7 @@ def close(block, tally):
             if mask is not None:
                 truth, _ = block.coefficients(weights, directions, neurons, tokens, torch.float64)
                 recheck(base, fan, truth, effects, mask, batch.effects, tally)
+        del fan  # before the next one is made
 
 
 def draw(batch, device):
