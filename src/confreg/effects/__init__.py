@@ -9,6 +9,7 @@ decorators; weights are reached by calling modules, never by reading ``.weight``
 
 from .batch import Batch
 from .frequency import frequency_cosines
+from .heads import attend_first, prefix_matching
 from .intervene import ablate
 from .readout import MetaWeightError, Readout, read_readout
 from .sweep import measure
@@ -23,9 +24,11 @@ __all__ = [
     "Write",
     "ablate",
     "ablation_values",
+    "attend_first",
     "frequency_cosines",
     "measure",
     "pick",
+    "prefix_matching",
     "read_readout",
     "weight_statistics",
 ]

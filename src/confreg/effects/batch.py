@@ -54,6 +54,11 @@ class Batch:
         Where each set's values replace activations, see `confreg.effects.values.replaced`.
     wanted : Tensor (T,) bool, optional
         The tokens at which effects of sets are wanted; they are NaN at others.
+    heads : list of Tensor (k, 2) int64, optional
+        Attention heads (layer, head) that are ablated together: n is then the number of such
+        sets, ``values`` are of no use, and ``neurons`` are those whose activations are watched.
+    n_heads : int
+        Query heads of a layer.
     """
 
     def __init__(
@@ -82,6 +87,8 @@ class Batch:
         set_values=None,
         set_sides=None,
         wanted=None,
+        heads=None,
+        n_heads=0,
     ):
         self.inputs = inputs
         self.rows = rows
@@ -107,6 +114,8 @@ class Batch:
         self.set_values = set_values
         self.set_sides = set_sides
         self.wanted = wanted
+        self.heads = heads
+        self.n_heads = n_heads
 
     def side(self, number):
         """Of one set: its `set_sides`, or 0 for all."""
@@ -119,5 +128,9 @@ class Batch:
         return self.wanted.nonzero()[:, 0]
 
     def count(self):
-        """How many ablations there are: of neurons, or of sets."""
-        return len(self.neurons) if self.sets is None else len(self.sets)
+        """How many ablations there are: of neurons, of sets of them, or of sets of heads."""
+        return len(self.heads or self.sets or self.neurons)
+
+    def head_layers(self):
+        """Layers that have a head in any of the sets, from the first to the last."""
+        return sorted({int(layer) for members in self.heads or () for layer in members[:, 0]})

@@ -8,14 +8,16 @@ VARIANTS = ("frequency_direct", "direct", "total")
 TILTED = ("loss", "entropy", "kl_frequency")
 """Measures that follow from E_p[e^f], E_p[y e^f] and E_p[f e^f]: see `confreg.effects.series`."""
 MEASURES = (
-    "loss", "entropy", "rank", "reciprocal_rank", "top1", "kl_frequency", *temperature.MEASURES
+    "loss", "entropy", "rank", "reciprocal_rank", "top1", "norm_scale", "kl_frequency",
+    *temperature.MEASURES,
 )  # fmt: skip
 
 
 def split(effect):
     """Split an effect's name: ``"loss_total"`` -> ``("loss", "total")``.
 
-    ``"temperature_share"`` is of the total effect.
+    ``"temperature_share"`` is of the total effect. ``norm_scale``, the final norm's scale, is no
+    measure of logits: `outcome` leaves it out, and only the engine ``forward`` has it.
 
     Raises
     ------
@@ -26,7 +28,8 @@ def split(effect):
         return effect, "total"
     for variant in VARIANTS:
         measure = effect.removesuffix("_" + variant)
-        if measure != effect and measure in MEASURES:
+        frozen = measure == "norm_scale" and variant != "total"
+        if measure != effect and measure in MEASURES and not frozen:
             return measure, variant
     raise ValueError(
         "unknown effect '" + effect + "': it is one of " + ", ".join(MEASURES) + ", then one of "

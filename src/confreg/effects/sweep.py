@@ -5,6 +5,7 @@ import torch
 from .exact import Base, Fan, exact, exact_token, put_back, tilts
 from .frequency import frequency_direction, log_frequencies
 from .geometry import final_norm_change
+from .heads import activation_changes
 from .measures import change, measures_of, outcome, paired, split, variants_of
 from .series import series
 from .sets import close_sets
@@ -21,9 +22,9 @@ def measure(batch, readout, write, activation, residual, raw):
     ----------
     batch : Batch
     readout : Readout
-    write : Write
+    write : Write, or None for the engine ``forward``
     activation : Tensor (R, L, width)
-        Input of the down-projection, unablated.
+        Input of the down-projection, unablated (where heads are ablated: in every copy).
     residual : Tensor (R, L, d)
         Input of the final norm.
     raw : Tensor (R, L, V)
@@ -33,7 +34,9 @@ def measure(batch, readout, write, activation, residual, raw):
     -------
     dict of str to Tensor, on the CPU
         ``effects`` (n, T, E) float32 unless ``batch.reduce``; ``activation`` (n, T) float32 if
-        ``batch.activations``; ``abs_sum`` and ``sum`` (n, E) float64 over kept tokens, NaN left
+        ``batch.activations``; where heads are ablated also ``activation_change`` (n, T,
+        neurons) float32, and in any case ``change_sum`` and ``change_abs_sum`` (n, neurons)
+        float64 over kept tokens; ``abs_sum`` and ``sum`` (n, E) float64 over kept tokens, NaN left
         out, and ``kept``, how many tokens those are; ``loss``, ``entropy``, ``norm_scale`` (T,)
         float32 and ``rank``, ``top1`` (T,) int64 of the unablated model (with a token frequency
         also ``kl_frequency``); ``pairs``, ``recomputed``, ``sampled``, ``error_sum``,
@@ -62,6 +65,12 @@ def measure(batch, readout, write, activation, residual, raw):
         if batch.activations:
             everything = slice(None)
             out["activation"] = block.activations(everything, everything).cpu()
+        if batch.heads is not None:
+            changes = activation_changes(block)
+            if batch.activations:
+                out["activation_change"] = changes
+            kept = changes[:, batch.keep.cpu()].double()
+            out["change_sum"], out["change_abs_sum"] = kept.sum(1), kept.abs().sum(1)
         return out
 
 
@@ -236,6 +245,9 @@ def compare_copies(block, clean, tally):
                 logits = copied(block, copy, tokens, variant, before)
                 wanted = measures_of(effects, variant)
                 after = outcome(logits, targets, wanted, block.log_frequency)
+                if "norm_scale" in wanted:
+                    residual = take(block.residual[copy], block.positions[tokens]).float()
+                    after["norm_scale"] = block.readout.norm_scale(residual)
                 compared, single = paired(wanted)
                 found = {name: change(name, after[name], clean[name][tokens]) for name in single}
                 if compared:

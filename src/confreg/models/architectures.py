@@ -25,9 +25,10 @@ class Architecture:
         transformers' name, and the name people use.
     layers, final_norm, unembedding : str
         Dotted paths from the model.
-    down_projection, post_norm : str
-        Dotted paths from a layer; ``post_norm`` normalises the MLP's output before it is
-        added to the residual stream, and is None where there is none.
+    down_projection, attention_out, post_norm : str
+        Dotted paths from a layer; ``attention_out`` is the projection whose input are the
+        outputs of the attention's query heads side by side; ``post_norm`` normalises the MLP's
+        output before it is added to the residual stream, and is None where there is none.
     centred : bool
         True for LayerNorm, False for RMSNorm.
     eps : str or float
@@ -48,6 +49,7 @@ class Architecture:
     title: str
     layers: str
     down_projection: str
+    attention_out: str
     final_norm: str
     centred: bool
     eps: str | float
@@ -98,6 +100,7 @@ def _llama(model_type: str, title: str, **changes: Any) -> Architecture:
     row: dict[str, Any] = {
         "layers": "model.layers",
         "down_projection": "mlp.down_proj",
+        "attention_out": "self_attn.o_proj",
         "final_norm": "model.norm",
         "centred": False,
         "eps": "rms_norm_eps",
@@ -109,6 +112,7 @@ def _gpt2(model_type: str, title: str, **changes: Any) -> Architecture:
     """Return a family that names its modules like GPT-2."""
     row: dict[str, Any] = {
         "layers": "transformer.h",
+        "attention_out": "attn.c_proj",
         "final_norm": "transformer.ln_f",
         "centred": True,
         "eps": "layer_norm_epsilon",
@@ -146,6 +150,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "GPT-NeoX, Pythia",
             layers="gpt_neox.layers",
             down_projection="mlp.dense_4h_to_h",
+            attention_out="attention.dense",
             final_norm="gpt_neox.final_layer_norm",
             centred=True,
             eps="layer_norm_eps",
@@ -155,12 +160,20 @@ ARCHITECTURES: dict[str, Architecture] = {
         _llama("mistral", "Mistral"),
         _llama("qwen2", "Qwen 2, Qwen 2.5"),
         _llama("qwen3", "Qwen 3"),
-        _gpt2("gptj", "GPT-J", down_projection="mlp.fc_out", width=_inner, parallel=True),
+        _gpt2(
+            "gptj",
+            "GPT-J",
+            down_projection="mlp.fc_out",
+            attention_out="attn.out_proj",
+            width=_inner,
+            parallel=True,
+        ),
         Architecture(
             "opt",
             "OPT",
             layers="model.decoder.layers",
             down_projection="fc2",
+            attention_out="self_attn.out_proj",
             final_norm="model.decoder.final_layer_norm",
             centred=True,
             eps=1e-5,  # OPT leaves torch's default
@@ -171,6 +184,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "falcon",
             "Falcon",
             down_projection="mlp.dense_4h_to_h",
+            attention_out="self_attention.dense",
             width="ffn_hidden_size",
             parallel=True,
         ),
@@ -178,6 +192,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "bloom",
             "BLOOM",
             down_projection="mlp.dense_4h_to_h",
+            attention_out="self_attention.dense",
             width=lambda config: 4 * config.hidden_size,
             refuse=_refuse_bloom,
         ),
@@ -185,6 +200,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "phi",
             "Phi 1, Phi 2",
             down_projection="mlp.fc2",
+            attention_out="self_attn.dense",
             final_norm="model.final_layernorm",
             centred=True,
             eps="layer_norm_eps",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from confreg.errors import ConfregError
 from confreg.models import architectures
 from confreg.models.architectures import Architecture, resolve
+from confreg.models.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +30,9 @@ class Description:
     dtype, stored_dtype : str
         What weights are held as in memory ("float32", "bfloat16", "nf4" ...), and in the
         checkpoint.
-    n_layers, n_neurons, d_model, vocab_size : int
-        Layers; neurons of one layer; width of the residual stream; rows of the unembedding.
+    n_layers, n_neurons, n_heads, d_model, vocab_size : int
+        Layers; neurons and query heads of one layer; width of the residual stream; rows of the
+        unembedding.
     vocab_real : int
         Tokens that the tokenizer owns; the unembedding's rows beyond them are padding.
     max_length : int or None
@@ -47,6 +51,7 @@ class Description:
     tokenizer: PreTrainedTokenizerBase
     n_layers: int
     n_neurons: int
+    n_heads: int
     d_model: int
     vocab_size: int
     vocab_real: int
@@ -113,6 +118,7 @@ def describe_config(
         tokenizer=tokenizer,
         n_layers=int(config.num_hidden_layers),
         n_neurons=row.n_neurons(config),
+        n_heads=int(config.num_attention_heads),
         d_model=int(config.hidden_size),
         vocab_size=vocab,
         vocab_real=min(vocab, len(tokenizer)),
@@ -148,6 +154,7 @@ class Model:
         self.architecture, self.config = known.architecture, known.config
         self.tokenizer = known.tokenizer
         self.n_layers, self.n_neurons = known.n_layers, known.n_neurons
+        self.n_heads = known.n_heads
         self.d_model, self.max_length = known.d_model, known.max_length
         self.vocab_size, self.vocab_real = known.vocab_size, known.vocab_real
         # nnsight reads the caller's frame: a Python function in between would hide the body.
@@ -206,6 +213,27 @@ class Model:
     def down_proj(self, layer: int) -> Any:
         """Envoy of a layer's down-projection, whose input are the neurons."""
         return resolve(self._block(layer), self.description.row.down_projection)
+
+    def attention_out(self, layer: int) -> Any:
+        """Envoy of a layer's attention output projection, whose input are its heads' outputs.
+
+        Its input is (rows, length, heads · head width), one slice a *query* head: with
+        grouped-query attention, too.
+        """
+        return resolve(self._block(layer), self.description.row.attention_out)
+
+    @contextmanager
+    def eager_attention(self) -> Iterator[None]:
+        """Compute attention such that patterns are returned, where the family has a choice."""
+        network = self.nn._module
+        usual = network.config._attn_implementation
+        with quiet():  # families without a choice say so, and return patterns when asked to
+            network.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            with quiet():
+                network.set_attn_implementation(usual)
 
     def post_norm(self, layer: int) -> Any | None:
         """Envoy of the norm that a layer applies to its MLP's output, or None."""

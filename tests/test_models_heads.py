@@ -1,0 +1,127 @@
+"""Every architecture's attention heads: ablation against masks, scores against patterns."""
+
+from __future__ import annotations
+
+import functools
+
+import heads_oracle
+import nnsight
+import pytest
+import torch
+import zoo
+
+from confreg import effects, models
+from confreg.models import Model, architectures
+from confreg.models.placement import Placement
+
+# One head; several of several layers, two of one among them.
+SETS = [[(1, 2)], [(0, 1), (1, 0), (1, 3), (2, 2)]]
+EFFECTS = ("loss_total", "loss_direct", "entropy_total", "entropy_direct", "norm_scale_total")
+TOLERANCE = 1e-4
+
+
+@functools.cache
+def model_of(architecture: str) -> Model:
+    return Model.wrap(*zoo.tiny(architecture))
+
+
+def ablate(model: Model, ids: torch.Tensor, sets=SETS) -> dict[str, torch.Tensor]:
+    """One trace, as the recipe has it: every neuron of the last layer is watched."""
+    targets = ids.roll(-1, 1)
+    targets[:, -1] = -1
+    batch = effects.Batch(
+        inputs=ids.repeat(1 + len(sets), 1), rows=len(ids), positions=torch.arange(ids.numel()),
+        targets=targets.flatten(), keep=targets.flatten() >= 0, layer=2,
+        neurons=torch.arange(model.n_neurons), width=model.n_neurons, values=torch.empty(0),
+        effects=EFFECTS, engine="forward", activations=True,
+        heads=[torch.tensor(members) for members in sets], n_heads=model.n_heads,
+    )  # fmt: skip
+    attention = {layer: model.attention_out(layer) for layer in batch.head_layers()}
+    down, norm, head, spec = model.down_proj(2), model.final_norm, model.unembedding, model.readout
+    with model.trace(batch.inputs):
+        for layer, projection in attention.items():
+            projection.input = effects.attend_first(projection.input, batch, layer)
+        activation = down.input
+        residual = norm.input
+        logits = head.output
+        readout = effects.read_readout(norm, head, residual, **spec)
+        block = effects.measure(batch, readout, None, activation, residual, logits)
+        nnsight.save(block)
+    return block
+
+
+@pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
+def test_ablated_heads_are_the_masked_ones(architecture):
+    model, ids = model_of(architecture), zoo.tokens(2, 20)
+    judge = heads_oracle.HeadOracle(zoo.tiny(architecture)[0])
+    block = ablate(model, ids)
+    clean = judge.activations(ids, 2).flatten(0, -2)
+    for number, heads in enumerate(SETS):
+        truth = judge.measured(ids, heads)
+        for column, name in enumerate(EFFECTS):
+            mine, expected = block["effects"][number, :, column].double(), truth[name].flatten()
+            assert torch.equal(mine.isnan(), expected.isnan()), name
+            assert expected.nan_to_num().abs().max() > 0.05, "an effect that a test can miss"
+            assert (mine - expected).nan_to_num().abs().max() <= TOLERANCE, name
+        with judge.first_only(heads):
+            change = judge.activations(ids, 2).flatten(0, -2) - clean
+        torch.testing.assert_close(
+            block["activation_change"][number].double(), change, rtol=1e-4, atol=5e-4
+        )
+        kept = change[(torch.arange(ids.numel()) + 1) % ids.shape[1] != 0]
+        torch.testing.assert_close(block["change_sum"][number], kept.sum(0), rtol=1e-3, atol=5e-3)
+        torch.testing.assert_close(
+            block["change_abs_sum"][number], kept.abs().sum(0), rtol=1e-3, atol=5e-3
+        )
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_offloaded_heads_are_those_in_memory(checkpoint, architecture):
+    folder = str(checkpoint(architecture))
+    layers = "transformer.h" if architecture == "gpt2" else "model.layers"
+    ids = zoo.tokens(2, 20)
+    inside = ablate(models.load(folder), ids)
+    on_disk = {f"{layers}.{layer}": "disk" for layer in range(3)}
+    rest = models.load(folder).description.sizes.keys() - on_disk.keys()
+    placed = Placement(device_map=dict.fromkeys(rest, "cpu") | on_disk)
+    outside = ablate(models.load(folder, placed), ids)
+    for name in ("effects", "activation_change"):
+        torch.testing.assert_close(outside[name], inside[name], atol=1e-5, rtol=0, equal_nan=True)
+
+
+def matched(model: Model, ids: torch.Tensor, first: int, period: int) -> torch.Tensor:
+    network = model.nn
+    with torch.no_grad(), model.eager_attention(), model.trace(ids, output_attentions=True):
+        found = effects.prefix_matching(network.output.attentions, first, period)
+        nnsight.save(found)
+    return found
+
+
+@pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
+def test_every_architecture_can_be_scored(architecture):
+    model, ids = model_of(architecture), zoo.tokens(3, 21)
+    usual = model.config._attn_implementation
+    found = matched(model, ids, 11, 10)
+    assert model.config._attn_implementation == usual
+    judge = heads_oracle.HeadOracle(zoo.tiny(architecture)[0])
+    patterns = judge.network(input_ids=ids, output_attentions=True, use_cache=False).attentions
+    for layer, pattern in enumerate(patterns):
+        # Query 11 looks at 2, the last one, 20, at 11: what came after their token before.
+        diagonal = torch.stack([pattern[:, :, t, t - 9] for t in range(11, 21)]).mean(0)
+        torch.testing.assert_close(found[:, layer], diagonal.double(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2"])
+def test_patterns_are_those_of_queries_and_keys(architecture):
+    model, ids = model_of(architecture), zoo.tokens(3, 21)
+    judge = heads_oracle.HeadOracle(zoo.tiny(architecture)[0])
+    found = matched(model, ids, 11, 10)
+    for layer in range(3):
+        pattern = judge.patterns(ids, layer)
+        expected = torch.stack([pattern[:, :, t, t - 9] for t in range(11, 21)]).mean(0)
+        torch.testing.assert_close(found[:, layer], expected, atol=1e-5, rtol=0)
+    assert found.std() > 0.01
+
+
+def test_the_table_is_tested_whole():
+    assert set(architectures.ARCHITECTURES) == set(heads_oracle.ATTENTION)
