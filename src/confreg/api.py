@@ -18,6 +18,7 @@ from confreg.execution.profiles import NdifProfile, Profile
 if TYPE_CHECKING:
     import xarray as xr
 
+    from confreg.execution.progress import Progress
     from confreg.models import Description, Model
     from confreg.tokens import Corpus, TokenTable
     from confreg.tokens.counts import Counts
@@ -177,10 +178,10 @@ def plan_request(request: Request, loaded: Model | None = None) -> Plan:
         else models.describe(request.model, dtype=_held(request))
     )
     table = _table(request, described)
-    if described.max_length is not None and request.sequence_length > described.max_length:
+    if described.max_length is not None and table.sequence_length > described.max_length:
         raise ConfregError(
-            f"{described.name} has positions for {described.max_length} tokens; "
-            f"--sequence-length is {request.sequence_length}."
+            f"{described.name} has positions for {described.max_length} tokens; sequences of "
+            f"{table.sequence_length} were asked for."
         )
     return plans.make_plan(request, described, table, _counts(request, described))
 
@@ -227,17 +228,27 @@ def run_request(
     with progress.step("planning"):
         plan = plan_request(request, loaded)
     path = request.out or Path(tempfile.mkdtemp(prefix="confreg-")) / f"{request.recipe.name}.zarr"
+    model = loaded
+    if plan.unscored:
+        scores = running.stored_scores(plan, path, request.overwrite)
+        if scores is None:
+            model = loaded or load_model(plan, progress)
+            scores = running.score_heads(plan, model, progress)
+        plan = plans.make_plan(request, plan.model, plan.table, plan.counts, scores)
     store = running.open_store(plan, path, request.overwrite, command_line)
     plan = running.as_stored(plan, store, progress)
     if not store.complete:
-        with progress.step(f"loading {plan.model.name}"):
-            model = loaded or load_model(plan)
-        running.execute(plan, store, model, progress)
+        running.execute(plan, store, model or load_model(plan, progress), progress)
     return running.result(path)
 
 
-def load_model(plan: Plan) -> Model:
+def load_model(plan: Plan, progress: Progress) -> Model:
     """The model of a plan, where its profile places it."""
+    with progress.step(f"loading {plan.model.name}"):
+        return _load(plan)
+
+
+def _load(plan: Plan) -> Model:
     from confreg import models
 
     dtype = plan.request.dtype or plan.profile.dtype

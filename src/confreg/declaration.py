@@ -73,7 +73,10 @@ class Recipe:
     sets : bool
         Whether sets of neurons are ablated, beside random sets, along the dimension ``set``.
     repeats : bool
-        Whether the text is repeated, and sets are ablated plainly and clipped.
+        Whether the text is repeated, and sets of neurons are ablated plainly and clipped.
+    heads : bool
+        Whether sets of attention heads are ablated, beside random sets, along ``set``; neurons are
+        what is watched.
     """
 
     name: str
@@ -84,6 +87,7 @@ class Recipe:
     context: bool = False
     sets: bool = False
     repeats: bool = False
+    heads: bool = False
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     path: Path | None = None
 
@@ -163,6 +167,7 @@ def recipe(
     context: bool = False,
     sets: bool = False,
     repeats: bool = False,
+    heads: bool = False,
 ) -> Callable[[Callable[..., dict[str, Any]]], Recipe]:
     """Declare a recipe: decorate a function that holds one trace.
 
@@ -184,9 +189,12 @@ def recipe(
         Ablate sets of neurons; the function then has the parameters ``random_sets`` and
         ``deviations``.
     repeats : bool
-        With ``sets``: ablate each chosen neuron alone and each chosen set jointly, plainly and
-        clipped, over text that is repeated; the function then has the parameters of
-        `confreg.tokens.repeats.of_kind` in place of ``deviations``.
+        Over text that is repeated. With ``sets``: ablate each chosen neuron alone and each chosen
+        set jointly, plainly and clipped. The function has the parameters of
+        `confreg.tokens.repeats.of_kind`, with ``sets`` in place of ``deviations``.
+    heads : bool
+        Ablate sets of attention heads; the function then has the parameters ``heads``,
+        ``random_sets``, ``controls``, ``score_sequences`` and ``score_length``.
     """
 
     def declare(measure: Callable[..., dict[str, Any]]) -> Recipe:
@@ -200,6 +208,7 @@ def recipe(
             context=context,
             sets=sets,
             repeats=repeats,
+            heads=heads,
             parameters=_parameters(measure),
             path=Path(source) if source else None,
         )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from confreg import effects
+from confreg.execution.heads import HeadSets
 
 if TYPE_CHECKING:
     from confreg.execution.plan import Plan
@@ -107,18 +108,26 @@ def _activations(plan: Plan, start: int) -> bool:
 
 
 def _subjects(plan: Plan, start: int, stop: int, values: np.ndarray | None) -> dict[str, Any]:
-    """What a batch ablates: neurons, or sets, with ``values`` as of `make_batch`."""
-    if plan.sets is None:
+    """What a batch ablates: neurons, sets of them with ``values`` as of `make_batch`, or heads."""
+    sets = plan.sets
+    if isinstance(sets, HeadSets):
+        return {
+            "neurons": torch.from_numpy(plan.neurons.index.copy()),
+            "values": torch.empty(0),  # nothing is put in a neuron's place
+            "heads": [torch.from_numpy(m) for m in sets.members[start:stop]],
+            "n_heads": plan.model.n_heads,
+        }
+    if sets is None:
         return {
             "neurons": torch.from_numpy(plan.neurons.index[start:stop].copy()),
             "values": None if values is None else torch.from_numpy(values[start:stop].copy()),
         }
     assert values is not None
     listed = plan.neurons.index[: len(plan.neurons) * _activations(plan, start)]
-    chosen = plan.sets.members[start:stop]
+    chosen = sets.members[start:stop]
     where = [np.searchsorted(plan.neurons.index, members) for members in chosen]
     mean, other = values
-    deviation, clipped = (of[start:stop] for of in (plan.sets.deviation, plan.sets.clipped))
+    deviation, clipped = (of[start:stop] for of in (sets.deviation, sets.clipped))
     replaced = [(mean[at] + k * other[at]).astype(np.float32) for at, k in zip(where, deviation)]
     sides = [(c * other[at]).astype(np.int8) for at, c in zip(where, clipped)]
     return {

@@ -13,9 +13,11 @@ import numpy as np
 from confreg.declaration import Effect, Recipe
 from confreg.errors import ConfregError
 from confreg.execution import ablation as ablations
+from confreg.execution import heads as head_choosing
 from confreg.execution import neurons as choosing
 from confreg.execution import sets as set_choosing
 from confreg.execution.ablation import Ablation
+from confreg.execution.heads import HeadSets
 from confreg.execution.neurons import Neurons
 from confreg.execution.profiles import NdifProfile, Profile
 from confreg.execution.sets import Sets
@@ -72,6 +74,10 @@ class Plan:
         The engine of each layer.
     neuron_units, token_units : list of (start, stop)
         Chunks of the store along ``neuron`` and ``token``; a unit of work is a pair of them.
+    sets : Sets or HeadSets, optional
+        What is ablated, where that is not single neurons.
+    scores : ndarray (layers, heads), optional
+        Prefix-matching scores by which heads were chosen.
     shared_pass : bool
         Whether the ablation value is found in the pass that measures the effects.
     """
@@ -89,17 +95,31 @@ class Plan:
     neuron_units: list[Span]
     token_units: list[Span]
     counts: Counts | None = None
-    sets: Sets | None = None
+    sets: Sets | HeadSets | None = None
+    scores: np.ndarray | None = None
 
     @property
-    def subjects(self) -> Neurons | Sets:
-        """What is ablated: neurons, or sets of them (``neurons`` are then their members)."""
+    def subjects(self) -> Neurons | Sets | HeadSets:
+        """What is ablated: neurons, sets of them (``neurons`` are then their members) or of heads.
+
+        Where heads are ablated, ``neurons`` are those that are watched.
+        """
         return self.neurons if self.sets is None else self.sets
 
     @property
     def subject(self) -> str:
         """The dimension of what is ablated."""
         return "neuron" if self.sets is None else "set"
+
+    @property
+    def heads(self) -> HeadSets | None:
+        """The sets of attention heads, where that is what is ablated."""
+        return self.sets if isinstance(self.sets, HeadSets) else None
+
+    @property
+    def unscored(self) -> bool:
+        """Whether it only stands for the plan that is made once heads are scored."""
+        return self.heads is not None and self.heads.assumed
 
     @property
     def remote(self) -> bool:
@@ -128,14 +148,23 @@ class Plan:
         """What every unit of work fills."""
         found = ["loss", "entropy", "norm_scale", "rank", "top1"]
         found += ["kl_frequency"] * (self.counts is not None)
-        return found + ["effects"] * self.cube + ["activation"] * self.activations
+        found += ["effects"] * self.cube + ["activation"] * self.activations
+        return found + ["activation_change"] * (self.activations and self.heads is not None)
+
+    @property
+    def sums(self) -> dict[str, str]:
+        """What every unit adds up over kept tokens, and the dimension of it beside ``subject``."""
+        found = {"abs_sum": "effect", "sum": "effect"}
+        if self.heads is not None:
+            found |= {"change_abs_sum": "neuron", "change_sum": "neuron"}
+        return found
 
     @property
     def activations(self) -> bool:
         """Whether every activation is kept."""
-        return (
-            self.request.activations or self.request.recipe.context or self.request.recipe.repeats
-        )
+        recipe = self.request.recipe
+        followed = recipe.repeats and not recipe.heads
+        return self.request.activations or recipe.context or followed
 
     @property
     def pairs(self) -> int:
@@ -146,7 +175,11 @@ class Plan:
     def passes(self) -> dict[str, float]:
         """How many times each token goes through the model, by purpose."""
         found: dict[str, float] = {}
-        if self.ablation.over_tokens and not self.shared_pass:
+        if self.heads is not None:
+            length = 2 * int(self.parameters["score_length"])
+            scored = int(self.parameters["score_sequences"]) * length / len(self.table)
+            found |= {} if self.remote else {"prefix scores": scored}
+        elif self.ablation.over_tokens and not self.shared_pass:
             # Of sets also σ, or the means over the two occurrences.
             each = 1 if self.sets is None else 2 if self.table.repeats is None else 3
             found["ablation values"] = float(each * len(self.neurons.layers))
@@ -161,9 +194,10 @@ class Plan:
     def bytes_on_disk(self) -> int:
         """Size of the dataset before compression."""
         n, t, e = len(self.subjects), len(self.table), len(self.effects)
-        cube = 4 * t * (n * e * self.cube + len(self.neurons) * self.activations)
-        reductions = len(self.token_units) * n * e * 16
-        return cube + reductions + t * 80 + n * 60
+        watched = len(self.neurons) * (self.heads is not None)
+        cube = n * e * self.cube + (len(self.neurons) + n * watched) * self.activations
+        reductions = len(self.token_units) * n * (e + watched) * 16
+        return 4 * t * cube + reductions + t * 80 + n * 60
 
     def configuration(self) -> dict[str, Any]:
         """What a run must share with a store to go on with it."""
@@ -194,11 +228,16 @@ class Plan:
 
 
 def make_plan(
-    request: Request, model: Description, table: TokenTable, counts: Counts | None = None
+    request: Request,
+    model: Description,
+    table: TokenTable,
+    counts: Counts | None = None,
+    scores: np.ndarray | None = None,
 ) -> Plan:
     """Decide everything that can be decided without weights.
 
-    ``counts`` are the token counts of recipes that take them.
+    ``counts`` are the token counts of recipes that take them; ``scores`` are prefix-matching
+    scores (layers, heads), without which heads that are to be found by them are only counted.
 
     Raises
     ------
@@ -219,6 +258,9 @@ def make_plan(
         neurons = choosing.choose(
             request.neurons, layer, model.n_layers, model.n_neurons, request.seed
         )
+    if request.recipe.heads:
+        sets = head_choosing.choose(neurons, parameters, model, request.seed, scores)
+        _check_heads(request, profile, model, parameters, sets)
     effects = request.recipe.choose(request.effects)
     if not table.keep.any():
         raise ConfregError(
@@ -227,7 +269,8 @@ def make_plan(
         )
     if request.reduce not in ("none", "token"):
         raise ConfregError(f"--reduce is none or token, not {request.reduce!r}.")
-    if request.reduce == "token" and (request.recipe.context or request.recipe.repeats):
+    followed = request.recipe.repeats and not request.recipe.heads
+    if request.reduce == "token" and (request.recipe.context or followed):
         raise ConfregError(
             f"Recipe {request.recipe.name!r} is about single tokens: it cannot --reduce token. "
             "For sweeps over many neurons use entropy_neurons."
@@ -238,7 +281,9 @@ def make_plan(
         at: _engine(request.engine, at == model.n_layers - 1, effects) for at in neurons.layers
     }
     memory = request.memory or _memory(profile)
-    if sets is not None:
+    if request.recipe.heads:
+        engine = dict.fromkeys(engine, "forward")
+    elif sets is not None:
         if request.activations and not request.recipe.repeats:
             raise ConfregError("Sets are ablated here: --activations are kept for single neurons.")
         engine = {at: "exact" if e == "series" else e for at, e in engine.items()}
@@ -260,7 +305,33 @@ def make_plan(
         token_units=token_units,
         counts=counts,
         sets=sets,
+        scores=scores,
     )
+
+
+def _check_heads(
+    request: Request,
+    profile: Profile,
+    model: Description,
+    parameters: Mapping[str, Any],
+    sets: HeadSets,
+) -> None:
+    if request.engine not in ("auto", "forward"):
+        raise ConfregError(
+            f"Engine {request.engine!r} is algebra of the last layer's neurons: heads are ablated "
+            "by --engine forward (or auto)."
+        )
+    longest, scored = model.max_length, 2 * int(parameters["score_length"]) + 1
+    if longest is not None and scored > longest:
+        raise ConfregError(
+            f"{model.name} has positions for {longest} tokens; heads would be scored on sequences "
+            f"of {scored}: lower score_length."
+        )
+    if sets.assumed and isinstance(profile, NdifProfile):
+        raise ConfregError(
+            "Heads are scored by their attention patterns, and a server's attention returns none: "
+            "name the heads, -p heads=5.1,7.2, for instance those that a run elsewhere has found."
+        )
 
 
 def _engine(wanted: str, last_layer: bool, effects: Iterable[Effect]) -> str:
@@ -299,7 +370,7 @@ class _Spans:
 
     model: Description
     table: TokenTable
-    neurons_: Neurons | Sets
+    neurons_: Neurons | Sets | HeadSets
     n_effects: int
     engine: dict[int, str]
     memory: int

@@ -121,7 +121,8 @@ class Remote:
         )
         if len(parts[0].positions) < len(batch.positions):
             return join(first, second, along="token")
-        return join(first, second, along="neuron" if batch.sets is None else "set")
+        single = batch.sets is None and batch.heads is None
+        return join(first, second, along="neuron" if single else "set")
 
     def _check_dtype(self) -> None:
         """Once, when the model surely runs: it must run in the dtype that the dataset names."""
@@ -176,7 +177,9 @@ def halves(batch: effects.Batch) -> tuple[effects.Batch, effects.Batch] | None:
 def _cut_neurons(batch: effects.Batch, at: int) -> tuple[effects.Batch, effects.Batch]:
     first, second = copy.copy(batch), copy.copy(batch)
     for part, where in ((first, slice(None, at)), (second, slice(at, None))):
-        if batch.sets is not None and batch.set_values is not None:
+        if batch.heads is not None:
+            part.heads = batch.heads[where]
+        elif batch.sets is not None and batch.set_values is not None:
             part.sets, part.set_values = batch.sets[where], batch.set_values[where]
             part.set_sides = None if batch.set_sides is None else batch.set_sides[where]
         else:
@@ -205,7 +208,10 @@ def _cut_rows(batch: effects.Batch, at: int) -> tuple[effects.Batch, effects.Bat
     return first, second
 
 
-_NEURON_FIRST = ("effects", "activation", "values", "abs_sum", "sum")
+_NEURON_FIRST = (
+    "effects", "activation", "values", "abs_sum", "sum", "activation_change", "change_abs_sum",
+    "change_sum",
+)  # fmt: skip
 _OF_NEURONS = ("activation", "values")  # whatever is ablated
 _PER_PAIR = ("effects", "activation")
 _ADDED = ("pairs", "recomputed", "sampled", "error_sum")

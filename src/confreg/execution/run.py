@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from confreg.errors import ConfregError
-from confreg.execution import batches, context, sets, statistics
+from confreg.execution import batches, context, prefix, sets, statistics
 from confreg.execution.journal import journal_path
 from confreg.execution.plan import CLOSED_FORMS, Plan
 from confreg.execution.progress import Progress
@@ -53,6 +53,7 @@ def open_store(plan: Plan, path: Path, overwrite: bool, command_line: str) -> St
         plan.neuron_units,
         plan.token_units,
         variables=plan.variables,
+        sums=plan.sums,
         subject=plan.subject,
     )
 
@@ -79,6 +80,7 @@ def execute(plan: Plan, store: Store, model: Model, progress: Progress) -> None:
     with torch.no_grad(), _place(plan, store, model, progress) as place:
         _weights(plan, store, place, progress)
         _frequency(plan, store, place, progress)
+        _prefix_scores(plan, store, model, progress)
         values = _values(plan, store, place, progress)
         _effects(plan, store, place, values, progress)
         _jobs(store, place)
@@ -145,9 +147,40 @@ def _frequency(plan: Plan, store: Store, place: Here | Remote, progress: Progres
     place.stored("frequency")
 
 
+def score_heads(plan: Plan, model: Model, progress: Progress) -> np.ndarray:
+    """Prefix-matching scores of every head, (layers, heads)."""
+    sequences = int(plan.parameters["score_sequences"])
+    with progress.bar("prefix scores", sequences, "sequences") as advance:
+        return prefix.score(plan, model, advance)
+
+
+def stored_scores(plan: Plan, path: Path, overwrite: bool) -> np.ndarray | None:
+    """The scores that a store of this plan's configuration has, if there is such a store.
+
+    Raises
+    ------
+    ConfregError
+        There is a store of another configuration.
+    """
+    if overwrite or not path.exists():
+        return None
+    store = Store.resume(path, plan.configuration())
+    store.mend()
+    return store.read("prefix_score") if store.has("prefix_score") else None
+
+
+def _prefix_scores(plan: Plan, store: Store, model: Model, progress: Progress) -> None:
+    if plan.heads is None or plan.remote or store.has("prefix_score"):
+        return
+    scores = score_heads(plan, model, progress) if plan.scores is None else plan.scores
+    store.write("prefix_score", scores)
+
+
 def _values(
     plan: Plan, store: Store, place: Here | Remote, progress: Progress
 ) -> np.ndarray | None:
+    if plan.heads is not None:
+        return np.empty(0, dtype=np.float32)
     if plan.sets is not None:
         return _set_values(plan, store, place, progress)
     if store.has("ablation_value"):
@@ -191,7 +224,7 @@ def _effects(
     # Token by token: every neuron of a batch of text before the next.
     todo = [(int(i), int(j)) for j, i in zip(*np.nonzero(~done.T))]
     found: dict[int, np.ndarray] = {}
-    with progress.bar("effects", int(sizes.sum()), "neurons × tokens") as advance:
+    with progress.bar("effects", int(sizes.sum()), f"{plan.subject}s × tokens") as advance:
         advance(int(sizes[done].sum()))
         for (i, j), tensors in place.measure(todo, values):
             block = as_arrays(tensors)
@@ -238,7 +271,7 @@ def _lengths(spans: list[tuple[int, int]]) -> np.ndarray:
 def finish(plan: Plan, store: Store) -> None:
     """Write the reductions and the last attributes, and mark the store complete."""
     kept = int(plan.table.keep.sum())
-    abs_sum, total = store.sums()
+    abs_sum, total = store.total("abs_sum"), store.total("sum")
     names = [e.name for e in plan.effects]
     if "temperature_share" in names:
         # As with the mediated share: of means, never a mean of the tokens' shares.
@@ -259,6 +292,11 @@ def finish(plan: Plan, store: Store) -> None:
             store.write(name, values.astype(np.float32))
     if plan.sets is not None:
         store.write("p_random", sets.p_values(plan.sets, abs_sum))
+    if plan.heads is not None:
+        size = store.total("change_abs_sum") / kept
+        store.write("activation_change_abs_mean", size.astype(np.float32))
+        store.write("activation_change_mean", (store.total("change_sum") / kept).astype(np.float32))
+        store.write("activation_p_random", sets.p_values(plan.heads, size))
     if plan.request.recipe.context:
         context.write(plan, store)
     store.finish(_error_attributes(plan, store))

@@ -15,6 +15,7 @@ from confreg.execution import neurons as choosing
 from confreg.execution.neurons import Neurons
 
 if TYPE_CHECKING:
+    from confreg.execution.heads import HeadSets
     from confreg.models import Description
 
 
@@ -73,6 +74,22 @@ class Sets:
             "set_size": np.array([len(m) for m in self.members]),
             "member": np.stack([np.isin(index, m) for m in self.members]),
         }
+
+    def controls_of(self, i: int) -> np.ndarray:
+        """Which sets are random controls of a chosen one, ablated as it is: (n,) bool."""
+        same = self.kind == "random"
+        for way in (self.control, self.deviation, self.clipped):
+            same &= way == way[i]
+        return same
+
+    def describe(self) -> str:
+        """How many, in words."""
+        chosen = int((self.kind == "chosen").sum())
+        values = ", ".join(f"{k:+g}" for k in sorted(set(self.deviation.tolist())))
+        way = f"at mean + k·σ for k = {values}"
+        if self.clipped.any():
+            way = "at the mean, half of them clipped"
+        return f"{chosen:,} chosen and {len(self) - chosen:,} random, {way}"
 
 
 def choose(spec: str, parameters: Mapping[str, Any], model: Description, seed: int) -> Sets:
@@ -212,7 +229,7 @@ def _deviations(text: str) -> list[float]:
     return list(dict.fromkeys(float(k) for k in text.split(",")))
 
 
-def p_values(sets: Sets, magnitude: np.ndarray) -> np.ndarray:
+def p_values(sets: Sets | HeadSets, magnitude: np.ndarray) -> np.ndarray:
     """How often a random set does at least as much as each set, (n, E) float32.
 
     (1 + count)/(1 + random sets), over the controls of the same chosen set at the same ablation
@@ -221,13 +238,10 @@ def p_values(sets: Sets, magnitude: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     magnitude : ndarray (n, E)
-        Mean absolute effects.
+        Mean absolute effects, or whatever else is measured of every set.
     """
     found = np.full(magnitude.shape, np.nan, dtype=np.float32)
     for i in np.flatnonzero(sets.kind == "chosen"):
-        same = sets.control == sets.control[i]
-        for way in (sets.deviation, sets.clipped):
-            same &= way == way[i]
-        controls = magnitude[same & (sets.kind == "random")]
+        controls = magnitude[sets.controls_of(int(i))]
         found[i] = (1 + (controls >= magnitude[i]).sum(axis=0)) / (1 + len(controls))
     return found

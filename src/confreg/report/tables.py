@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from confreg.execution.doctor import Check
     from confreg.execution.plan import Plan
-    from confreg.execution.sets import Sets
 
 HEADINGS = {
     "te": "TE",
@@ -105,7 +104,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("text", f"{plan.table.corpus}: {tokens:,} tokens in {len(plan.table.sequences)} sequences,"
                  f" {int(plan.table.keep.sum()):,} kept"),
         ("neurons", f"{neurons:,} of layer {', '.join(map(str, plan.neurons.layers))}"),
-        *([] if plan.sets is None else [("sets", _sets(plan.sets))]),
+        *([] if plan.sets is None else [("sets", plan.sets.describe())]),
         ("effects", ", ".join(e.name for e in plan.effects)),
         ("engine", engines),
         ("passes", "; ".join(passes) + " (each token through the model)"
@@ -116,15 +115,6 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("in memory", f"{size(plan.memory)} beside the model"),
         ("on disk", f"{size(plan.bytes_on_disk)} before compression"),
     ]  # fmt: skip
-
-
-def _sets(sets: Sets) -> str:
-    chosen = int((sets.kind == "chosen").sum())
-    values = ", ".join(f"{k:+g}" for k in sorted(set(sets.deviation.tolist())))
-    way = f"at mean + k·σ for k = {values}"
-    if sets.clipped.any():
-        way = "at the mean, half of them clipped"
-    return f"{chosen:,} chosen and {len(sets) - chosen:,} random, {way}"
 
 
 def size(count: float) -> str:

@@ -58,12 +58,17 @@ def coordinates(plan: Plan) -> xr.Dataset:
     if plan.parameters.get("all_layers"):
         values["model_layer"] = np.arange(plan.model.n_layers)
         values["model_index"] = np.arange(plan.model.n_neurons)
+    if plan.heads is not None:
+        values["model_layer"] = np.arange(plan.model.n_layers)
+        values["head"] = np.arange(plan.model.n_heads)
+    if plan.scores is not None:  # what the labels of the sets come from: written with them
+        values["prefix_score"] = plan.scores
     found = {}
     for name, array in values.items():
         row = schema.variable(name)
         dtype = object if row.dtype == "str" else row.dtype
         found[name] = (row.dims, np.asarray(array).astype(dtype), row.attributes)
-    ds = xr.Dataset(coords=found)
+    ds = xr.Dataset(found).set_coords([name for name in found if schema.TABLE[name].coordinate])
     schema.validate(ds)
     return ds
 
@@ -99,7 +104,7 @@ def attributes(plan: Plan, command_line: str) -> dict[str, str | int | float]:
         "host": urlsplit(host).netloc.rpartition("@")[2] if host else "local",
         "engine": ",".join(sorted(set(plan.engine.values()))),
         "tolerance": r.tolerance,
-        "ablation": str(plan.parameters.get("ablation", "")),
+        "ablation": "bos" if plan.heads else str(plan.parameters.get("ablation", "")),
         "mean_over": str(plan.parameters.get("mean_over", "")),
         "mean_over_tokens": int(plan.mean_over.sum()),
         "mediated_total": r.recipe.mediated[0],

@@ -41,6 +41,8 @@ class Store:
         The units of work along each dimension.
     variables : list of str
         What every unit fills; the other variables are written at once.
+    sums : list of str
+        What every unit adds to the reductions.
     subject : str
         The dimension of what is ablated, along which ``neurons`` are units.
     """
@@ -52,6 +54,7 @@ class Store:
         self.neurons = [tuple(c) for c in json.loads(str(self.work.attrs["neuron_units"]))]
         self.tokens = [tuple(c) for c in json.loads(str(self.work.attrs["token_units"]))]
         self.variables: list[str] = json.loads(str(self.work.attrs["variables"]))
+        self.sums: list[str] = json.loads(str(self.work.attrs["sums"]))
         self.subject = str(self.work.attrs["subject"])
 
     @classmethod
@@ -64,12 +67,14 @@ class Store:
         neurons: Chunks,
         tokens: Chunks,
         variables: Sequence[str],
+        sums: Mapping[str, str],
         subject: str = "neuron",
     ) -> Store:
         """Lay out an empty store: coordinates, attributes, arrays without data.
 
-        ``variables`` are what every unit of work fills, beside the reductions; ``neurons`` are
-        the units along ``subject``, the dimension of what is ablated.
+        ``variables`` are what every unit of work fills, beside the reductions, to which it adds
+        ``sums``: names, and the dimension of each beside ``subject``, that of what is ablated,
+        along which ``neurons`` are the units.
 
         Built under another name and moved into place whole, so that a store either is one
         or is not there.
@@ -80,7 +85,7 @@ class Store:
             building.parent.mkdir(parents=True, exist_ok=True)
             coordinates.to_zarr(building, mode="w", zarr_format=3, consolidated=False)
             root = zarr.open_group(building, mode="r+")
-            _lay_out(root, coordinates, neurons, tokens, variables, subject)
+            _lay_out(root, coordinates, neurons, tokens, variables, sums, subject)
             root.attrs.update(
                 {
                     SCHEMA_ATTRIBUTE: schema.VERSION,
@@ -172,7 +177,7 @@ class Store:
         for name in self.variables:
             array, where = self._part(name, i, j)
             array[where]
-        for name in ("abs_sum", "sum"):
+        for name in self.sums:
             _get(self.work, name)[j, n0:n1]
         _get(self.work, "measured")[i, j]
 
@@ -192,8 +197,8 @@ class Store:
                 array, where = self._part(name, i, j)
                 if i == 0 or self.subject in array.metadata.dimension_names:
                     array[where] = block[name]
-            _get(self.work, "abs_sum")[j, n0:n1] = block["abs_sum"]
-            _get(self.work, "sum")[j, n0:n1] = block["sum"]
+            for name in self.sums:
+                _get(self.work, name)[j, n0:n1] = block[name]
             _get(self.work, "measured")[i, j] = [block[k] for k in MEASURED]
             _get(self.work, "done")[i, j] = 1
 
@@ -210,11 +215,9 @@ class Store:
         total["error_max"] = float(np.nanmax(table[:, MEASURED.index("error_max")]))
         return total
 
-    def sums(self) -> tuple[np.ndarray, np.ndarray]:
-        """Sums over kept tokens of |effect| and of effect, (neuron, effect) float64 each."""
-        return tuple(  # type: ignore[return-value]
-            np.asarray(_get(self.work, name)[...]).sum(axis=0) for name in ("abs_sum", "sum")
-        )
+    def total(self, name: str) -> np.ndarray:
+        """One of `sums` over all kept tokens, (subject, its dimension) float64."""
+        return np.asarray(_get(self.work, name)[...]).sum(axis=0)
 
     def note(self, key: str, value: str | int | float) -> None:
         """Set an attribute of the dataset."""
@@ -245,9 +248,10 @@ def _lay_out(
     neurons: Chunks,
     tokens: Chunks,
     variables: Sequence[str],
+    sums: Mapping[str, str],
     subject: str,
 ) -> None:
-    n, e = (coordinates.sizes[d] for d in (subject, "effect"))
+    n = coordinates.sizes[subject]
     cn, ct = (max(stop - start for start, stop in chunks) for chunks in (neurons, tokens))
     chunk = {**coordinates.sizes, subject: cn, "token": ct}
     for name in variables:
@@ -256,9 +260,10 @@ def _lay_out(
     work = root.create_group("work")
     units = (len(neurons), len(tokens))
     work.create_array("done", shape=units, chunks=(1, 1), dtype="uint8", fill_value=0)
-    for name in ("abs_sum", "sum"):
+    for name, dim in sums.items():
+        width = coordinates.sizes[dim]
         work.create_array(
-            name, shape=(units[1], n, e), chunks=(1, cn, e), dtype="float64", fill_value=0
+            name, shape=(units[1], n, width), chunks=(1, cn, width), dtype="float64", fill_value=0
         )
     work.create_array(
         "measured", shape=(*units, len(MEASURED)), chunks=(1, 1, len(MEASURED)),
@@ -269,6 +274,7 @@ def _lay_out(
             "neuron_units": json.dumps(neurons),
             "token_units": json.dumps(tokens),
             "variables": json.dumps(list(variables)),
+            "sums": json.dumps(list(sums)),
             "subject": subject,
         }
     )
