@@ -306,6 +306,19 @@ def test_small_wires(lab, tmp_path, recipe, options):
     assert units[0]["bytes_down"] < 1.1 * compressed
 
 
+@pytest.mark.parametrize("sandbox", [False, True], ids=["trusted", "sandboxed"])
+def test_heads_by_name(lab, local, tmp_path, sandbox):
+    options = {
+        "recipe": "bos_ablation", "heads": "0.1,1.3", "neurons": "2:0-3", "activations": True,
+        "length": 7, "random_sets": 2,
+    }  # fmt: skip
+    out = tmp_path / "run.zarr"
+    ds = lab.run("lab/tiny-llama", out, overrides={"sandbox": sandbox}, **options)
+    assert np.abs(ds["activation_change"]).max() > 0.01
+    # There are no attention patterns to score heads by.
+    assert_equal(ds, local("lab/tiny-llama", **options).drop_dims(["model_layer", "head"]))
+
+
 def test_several_jobs_in_flight_and_a_websocket(lab, local, tmp_path):
     options = {"memory": 120_000}  # four units
     whole = local("lab/tiny-llama", **options)

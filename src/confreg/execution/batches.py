@@ -102,9 +102,9 @@ def make_batch(
 def _activations(plan: Plan, start: int) -> bool:
     """Whether the unit that begins with ablation ``start`` returns activations.
 
-    Of sets' members the first unit has all.
+    Of sets' members the first unit has all; where heads are ablated every unit has changes.
     """
-    return plan.activations and (plan.sets is None or start == 0)
+    return plan.activations and (plan.sets is None or plan.heads is not None or start == 0)
 
 
 def _subjects(plan: Plan, start: int, stop: int, values: np.ndarray | None) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def coordinates(plan: Plan) -> xr.Dataset:
     if plan.parameters.get("all_layers"):
         values["model_layer"] = np.arange(plan.model.n_layers)
         values["model_index"] = np.arange(plan.model.n_neurons)
-    if plan.heads is not None:
+    if plan.heads is not None and not plan.remote:
         values["model_layer"] = np.arange(plan.model.n_layers)
         values["head"] = np.arange(plan.model.n_heads)
     if plan.scores is not None:  # what the labels of the sets come from: written with them
@@ -105,6 +105,7 @@ def attributes(plan: Plan, command_line: str) -> dict[str, str | int | float]:
         "engine": ",".join(sorted(set(plan.engine.values()))),
         "tolerance": r.tolerance,
         "ablation": "bos" if plan.heads else str(plan.parameters.get("ablation", "")),
+        **({"heads": str(plan.parameters["heads"])} if plan.heads else {}),
         "mean_over": str(plan.parameters.get("mean_over", "")),
         "mean_over_tokens": int(plan.mean_over.sum()),
         "mediated_total": r.recipe.mediated[0],
