@@ -310,7 +310,7 @@ def test_small_wires(lab, tmp_path, recipe, options):
 def test_heads_by_name(lab, local, tmp_path, sandbox):
     options = {
         "recipe": "bos_ablation", "heads": "0.1,1.3", "neurons": "2:0-3", "activations": True,
-        "length": 7, "random_sets": 2,
+        "length": 7, "random_sets": 2, "score_length": 6,
     }  # fmt: skip
     out = tmp_path / "run.zarr"
     ds = lab.run("lab/tiny-llama", out, overrides={"sandbox": sandbox}, **options)

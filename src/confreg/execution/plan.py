@@ -322,12 +322,13 @@ def _check_heads(
             "by --engine forward (or auto)."
         )
     longest, scored = model.max_length, 2 * int(parameters["score_length"]) + 1
-    if longest is not None and scored > longest:
+    remote = isinstance(profile, NdifProfile)  # there, heads are not scored
+    if longest is not None and scored > longest and not remote:
         raise ConfregError(
             f"{model.name} has positions for {longest} tokens; heads would be scored on sequences "
             f"of {scored}: lower score_length."
         )
-    if sets.assumed and isinstance(profile, NdifProfile):
+    if sets.assumed and remote:
         raise ConfregError(
             "Heads are scored by their attention patterns, and a server's attention returns none: "
             "name the heads, -p heads=5.1,7.2, for instance those that a run elsewhere has found."

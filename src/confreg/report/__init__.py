@@ -4,8 +4,18 @@
 part to it.
 """
 
-from confreg.report import aligned, figures, groups, profiles
+from confreg.report import aligned, figures, groups, heads, profiles
 from confreg.report.page import write
 from confreg.report.sections import Figure, Section, section
 
-__all__ = ["Figure", "Section", "aligned", "figures", "groups", "profiles", "section", "write"]
+__all__ = [
+    "Figure",
+    "Section",
+    "aligned",
+    "figures",
+    "groups",
+    "heads",
+    "profiles",
+    "section",
+    "write",
+]

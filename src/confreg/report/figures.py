@@ -169,6 +169,10 @@ def sets(ds: xr.Dataset, effect: str) -> go.Figure:
 
 def _steps(ds: xr.Dataset) -> tuple[np.ndarray, list[str]]:
     """Return each set's place among the ways of ablation, and what those are called."""
+    if "set_heads" in ds:
+        chosen = ds["set_kind"].values == "chosen"
+        heads = [str(name).replace("+", "<br>+ ") for name in ds["set_heads"].values[chosen]]
+        return ds["set_control"].values.astype(int), heads
     if "set_clipped" not in ds:
         steps, at = np.unique(ds["set_deviation"].values, return_inverse=True)
         return at, ["mean" if step == 0 else f"mean {step:+g}σ" for step in steps]

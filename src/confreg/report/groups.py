@@ -1,4 +1,4 @@
-"""The part of the page about sets of neurons and their random controls."""
+"""The part of the page about sets of neurons, or of heads, and their random controls."""
 
 from __future__ import annotations
 
@@ -26,10 +26,8 @@ def sets(ds: xr.Dataset, options: Options) -> Section:
             caption = str(ds["effect_long_name"].sel(effect=name).values).capitalize()
         caption += ": mean over kept tokens, for chosen and for random sets."
         shown.append(Figure(f"sets-{name}", figures.sets(ds, name), caption))
-    lead = (
-        f"Each chosen set against {_controls(ds)} random sets of the same size from the same "
-        f"layer. Neurons are replaced by {_values(ds)}, all of a set together."
-    )
+    what = "heads" if "set_heads" in ds else "neurons"
+    lead = _heads(ds) if what == "heads" else _neurons(ds)
     measures = [("effect_abs_mean", "|{}|", "mean absolute effect over kept tokens")]
     if "p_random" in ds:
         lead += (
@@ -37,7 +35,7 @@ def sets(ds: xr.Dataset, options: Options) -> Section:
             "sets)."
         )
         measures.append(("p_random", "p", "share of random sets with at least as large an effect"))
-    columns = [Column("neurons", "size of the set", False)]
+    columns = [Column(what, "size of the set", False)]
     columns += [
         Column(title.format(effect_label(name)), hint, False)
         for name in names
@@ -53,7 +51,25 @@ def sets(ds: xr.Dataset, options: Options) -> Section:
         label = str(one["set"].values)
         rows.append((label, label in detailed, cells))
     data = (columns, rows, "set")
-    return Section("sets", "Sets of neurons", lead, shown, template="table", data=data)
+    return Section("sets", f"Sets of {what}", lead, shown, template="table", data=data)
+
+
+def _neurons(ds: xr.Dataset) -> str:
+    return (
+        f"Each chosen set against {_controls(ds)} random sets of the same size from the same "
+        f"layer. Neurons are replaced by {_values(ds)}, all of a set together."
+    )
+
+
+def _heads(ds: xr.Dataset) -> str:
+    kinds, control = ds["set_kind"].values, ds["set_control"].values
+    counts = np.bincount(control[kinds == "random"], minlength=int(control.max()) + 1)
+    few, most = int(counts.min()), int(counts.max())
+    where = "of the same layers" if ds.attrs.get("controls", "same") == "same" else "of any layer"
+    return (
+        "Every chosen head, and all of them together, attend to the first token only, as do "
+        f"{few if few == most else f'{few} to {most}'} random sets of as many heads {where} each."
+    )
 
 
 def _controls(ds: xr.Dataset) -> int:

@@ -189,7 +189,8 @@ def _run(ds: xr.Dataset) -> str:
 def _neurons(ds: xr.Dataset) -> str:
     count = f"{ds.sizes['neuron']:,}" if "neuron" in ds.sizes else ""
     if "set" in ds.sizes:
-        count = f"{ds.sizes['set']:,} sets" + (f" drawn from {count} neurons" if count else "")
+        drawn = "of heads are ablated; watched are" if "set_heads" in ds else "drawn from"
+        count = f"{ds.sizes['set']:,} sets" + (f" {drawn} {count} neurons" if count else "")
     if "layer" not in ds:
         return count
     layers = np.unique(ds["layer"].values)
@@ -232,6 +233,8 @@ def _baseline(ds: xr.Dataset) -> str:
 def _ablation(ds: xr.Dataset) -> str:
     over = str(ds.attrs.get("mean_over", "")) or "all"
     kind = str(ds.attrs.get("ablation", "")) or ("mean" if "set" in ds.dims else "")
+    if kind == "bos":
+        return f"attention heads ({ds.attrs.get('heads', 'chosen')}) attend to the first token only"
     if kind == "mean":
         where = f"{over} tokens"
         if over == "first":

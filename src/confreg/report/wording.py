@@ -25,6 +25,7 @@ SYMBOLS = {
     "entropy": "entropy",
     "rank": "rank",
     "top1": "top-1 change",
+    "norm_scale": "norm scale",
     "kl_frequency": "KL to unigrams",
     "temperature_share": "temperature share",
     "keep": "kept",

@@ -105,7 +105,7 @@ def attributes(plan: Plan, command_line: str) -> dict[str, str | int | float]:
         "engine": ",".join(sorted(set(plan.engine.values()))),
         "tolerance": r.tolerance,
         "ablation": "bos" if plan.heads else str(plan.parameters.get("ablation", "")),
-        **({"heads": str(plan.parameters["heads"])} if plan.heads else {}),
+        **({k: str(plan.parameters[k]) for k in ("heads", "controls")} if plan.heads else {}),
         "mean_over": str(plan.parameters.get("mean_over", "")),
         "mean_over_tokens": int(plan.mean_over.sum()),
         "mediated_total": r.recipe.mediated[0],

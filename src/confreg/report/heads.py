@@ -1,0 +1,194 @@
+"""The part of the page about attention heads that are ablated, and the neurons they move."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from confreg.report.sections import Cell, Column, Figure, Options, Section, section
+from confreg.report.styling import legend, styled
+from confreg.report.wording import number, percent, signed
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    import xarray as xr
+
+CHOSEN, CONTROL = "#d1364f", "#94a3b8"
+WATCHED = 30  # neurons that are drawn and listed
+
+
+@section(needs=("prefix_score", "set_heads"), subject="set")
+def prefix(ds: xr.Dataset, options: Options) -> Section:
+    """Show every head's prefix-matching score."""
+    caption = (
+        "Mean attention, over the second half of random tokens that come twice, to the token that "
+        "followed the last time. Diamonds: the heads that are ablated."
+    )
+    lead = f"Heads: {ds.attrs['heads']}." if "heads" in ds.attrs else ""
+    return Section(
+        "prefix", "Induction heads", lead, [Figure("prefix", scores(ds), caption, wide=True)]
+    )
+
+
+@section(needs=("activation_change_mean", "set_heads"), subject="set")
+def watched(ds: xr.Dataset, options: Options) -> Section:
+    """Show what the ablated heads do to the watched neurons."""
+    own, controls = together(ds)
+    shown = loudest(ds, own)
+    name = str(ds["set_heads"].values[own])
+    unit = "in standard deviations of the activation, " if "activation" in ds else ""
+    caption = (
+        f"Mean change of the activation at the repeat, {unit}when {name} attend to the first token "
+        f"only, against {len(controls)} random sets of as many heads."
+    )
+    lead = ""
+    if len(shown) < ds.sizes["neuron"]:
+        lead = f"The {len(shown)} of {ds.sizes['neuron']:,} neurons that change most."
+    if "activation" in ds:
+        lead += (
+            " Taken back: how much of the way from the first occurrence to the repeat the ablation "
+            "undoes, −change / (repeat − first)."
+        )
+    data = (_columns(ds), [_row(ds, own, controls, int(row)) for row in shown], "neuron")
+    figure = Figure("watched", changes(ds), caption, wide=True)
+    return Section("watched", "Neurons that they move", lead.strip(), [figure], "table", data)
+
+
+def together(ds: xr.Dataset) -> tuple[int, np.ndarray]:
+    """Return the row of the largest chosen set, and the rows of its controls."""
+    chosen = np.flatnonzero(ds["set_kind"].values == "chosen")
+    own = int(chosen[np.argmax(ds["set_size"].values[chosen])])
+    same = ds["set_control"].values == ds["set_control"].values[own]
+    return own, np.flatnonzero(same & (ds["set_kind"].values == "random"))
+
+
+def spread(ds: xr.Dataset) -> np.ndarray:
+    """Return the unit of each neuron's change: σ of its activation, or 1 where it is unknown."""
+    if "activation" not in ds:
+        return np.ones(ds.sizes["neuron"])
+    found = ds["activation"].values.astype(float).std(axis=1)
+    return np.where(found > 0, found, 1.0)
+
+
+def loudest(ds: xr.Dataset, own: int) -> np.ndarray:
+    """Return the rows of the watched neurons that a set changes most, in their own order."""
+    change = np.abs(ds["activation_change_mean"].values[own]) / spread(ds)
+    return np.sort(np.argsort(-change, kind="stable")[:WATCHED])
+
+
+def scores(ds: xr.Dataset) -> go.Figure:
+    """Draw every head's prefix-matching score by layer; chosen heads stand out.
+
+    Needs ``prefix_score (model_layer, head)`` and the coordinates ``set_kind``, ``set_heads``.
+    """
+    import plotly.graph_objects as go
+
+    score = ds["prefix_score"].values
+    names = set("+".join(ds["set_heads"].values[ds["set_kind"].values == "chosen"]).split("+"))
+    every = [(layer, head) for layer, head in np.ndindex(score.shape)]
+    figure = go.Figure()
+    for kind, marker, mode in (
+        ("other heads", {"color": CONTROL, "size": 6, "opacity": 0.7}, "markers"),
+        ("chosen", {"color": CHOSEN, "size": 11, "symbol": "diamond"}, "markers+text"),
+    ):
+        drawn = [at for at in every if (f"{at[0]}.{at[1]}" in names) == (kind == "chosen")]
+        labels = [f"{layer}.{head}" for layer, head in drawn]
+        figure.add_trace(
+            go.Scatter(
+                x=[layer for layer, _ in drawn],
+                y=[score[at] for at in drawn],
+                name=kind,
+                mode=mode,
+                marker=marker,
+                text=labels,
+                textposition="middle right",
+                hovertemplate="<b>%{text}</b><br>%{y:.3f}<extra></extra>",
+            )
+        )
+    if str(ds.attrs.get("heads", "")).startswith("above:"):
+        limit = float(ds.attrs["heads"].removeprefix("above:"))
+        figure.add_hline(y=limit, line={"dash": "dot", "width": 1, "color": CONTROL})
+    figure.update_xaxes(title="layer", range=[-0.7, score.shape[0] + 0.7])
+    figure.update_yaxes(title="prefix-matching score", range=[-0.03, 1.03])
+    return legend(styled(figure))
+
+
+def changes(ds: xr.Dataset) -> go.Figure:
+    """Draw how all chosen heads together change watched neurons, against random sets of heads.
+
+    Needs ``activation_change_mean (set, neuron)``; in units of σ where ``activation`` is kept.
+    """
+    import plotly.graph_objects as go
+
+    own, controls = together(ds)
+    shown = loudest(ds, own)
+    change = ds["activation_change_mean"].values[:, shown] / spread(ds)[shown]
+    names = [str(name) for name in ds["neuron"].values[shown]]
+    jitter = np.random.default_rng(0).uniform(-0.25, 0.25, (len(controls), len(shown)))
+    figure = go.Figure()
+    for kind, rows, marker in (
+        ("random heads", controls, {"color": CONTROL, "size": 5, "opacity": 0.6}),
+        ("chosen heads", np.array([own]), {"color": CHOSEN, "size": 10, "symbol": "diamond"}),
+    ):
+        shift = jitter if kind == "random heads" else np.zeros((1, len(shown)))
+        figure.add_trace(
+            go.Scatter(
+                x=(np.arange(len(shown)) + shift).ravel(),
+                y=change[rows].ravel(),
+                name=kind,
+                mode="markers",
+                marker=marker,
+                customdata=[
+                    f"{ds['set_heads'].values[row]} on {name}" for row in rows for name in names
+                ],
+                hovertemplate="<b>%{customdata}</b><br>%{y:.4g}<extra></extra>",
+            )
+        )
+    unit = "σ" if "activation" in ds else "its own units"
+    figure.update_xaxes(tickvals=list(range(len(shown))), ticktext=names, tickangle=-60)
+    figure.update_yaxes(title=f"mean change of the activation ({unit})", zeroline=True)
+    return legend(styled(figure))
+
+
+def _columns(ds: xr.Dataset) -> list[Column]:
+    found = []
+    if "activation" in ds:
+        found = [
+            ("first", "mean activation over the first occurrence"),
+            ("repeat", "mean activation over the repeat"),
+        ]
+    found += [
+        ("change", "mean change at the repeat when the heads are ablated"),
+        ("random: lowest", "least mean change under a random set of heads"),
+        ("highest", "largest mean change under a random set of heads"),
+        ("|change|", "mean absolute change at the repeat"),
+        ("p", "(1 + random sets with at least as large a mean absolute change) / (1 + sets)"),
+    ]
+    if "activation" in ds:
+        found.append(("taken back", "−change / (repeat − first)"))
+    return [Column(title, hint, False) for title, hint in found]
+
+
+def _row(
+    ds: xr.Dataset, own: int, controls: np.ndarray, neuron: int
+) -> tuple[str, bool, list[Cell]]:
+    change = ds["activation_change_mean"].values[:, neuron].astype(float)
+    random = change[controls] if len(controls) else np.array([np.nan])
+    size = float(ds["activation_change_abs_mean"].values[own, neuron])
+    p = float(ds["activation_p_random"].values[own, neuron]) if len(controls) else np.nan
+    values = [change[own], random.min(), random.max(), size, p]
+    cells = [Cell(signed(v) if i < 3 else number(v), _sortable(v)) for i, v in enumerate(values)]
+    if "activation" in ds:
+        active, compared = ds["activation"].values[neuron], ds["compared"].values
+        first, repeat = (
+            float(active[compared & (ds["occurrence"].values == k)].mean()) for k in (0, 1)
+        )
+        share = -change[own] / (repeat - first) if repeat != first else np.nan
+        before = [Cell(number(value), value) for value in (first, repeat)]
+        cells = [*before, *cells, Cell(percent(share), _sortable(share))]
+    return str(ds["neuron"].values[neuron]), False, cells
+
+
+def _sortable(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
