@@ -11,6 +11,7 @@ import torch
 import zoo
 
 from confreg import effects, models
+from confreg.declaration import find
 from confreg.models import Model, architectures
 from confreg.models.placement import Placement
 
@@ -26,7 +27,7 @@ def model_of(architecture: str) -> Model:
 
 
 def ablate(model: Model, ids: torch.Tensor, sets=SETS) -> dict[str, torch.Tensor]:
-    """One trace, as the recipe has it: every neuron of the last layer is watched."""
+    """The recipe's trace; every neuron of the last layer is watched."""
     targets = ids.roll(-1, 1)
     targets[:, -1] = -1
     batch = effects.Batch(
@@ -36,18 +37,8 @@ def ablate(model: Model, ids: torch.Tensor, sets=SETS) -> dict[str, torch.Tensor
         effects=EFFECTS, engine="forward", activations=True,
         heads=[torch.tensor(members) for members in sets], n_heads=model.n_heads,
     )  # fmt: skip
-    attention = {layer: model.attention_out(layer) for layer in batch.head_layers()}
-    down, norm, head, spec = model.down_proj(2), model.final_norm, model.unembedding, model.readout
-    with model.trace(batch.inputs):
-        for layer, projection in attention.items():
-            projection.input = effects.attend_first(projection.input, batch, layer)
-        activation = down.input
-        residual = norm.input
-        logits = head.output
-        readout = effects.read_readout(norm, head, residual, **spec)
-        block = effects.measure(batch, readout, None, activation, residual, logits)
-        nnsight.save(block)
-    return block
+    with torch.no_grad():
+        return find("bos_ablation").measure(model, batch)
 
 
 @pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from confreg.models import Model
 
 TOGETHER = 8
-"""Sequences of a pass: every layer's attention patterns are in memory at once."""
+"""Sequences of a pass, at most."""
 
 
 def score(
@@ -48,7 +48,7 @@ def score(
     total = torch.zeros(model.n_layers, model.n_heads, dtype=torch.float64)
     network = model.nn
     with torch.no_grad(), model.eager_attention():
-        for inputs in sequences.split(TOGETHER):
+        for inputs in sequences.split(_together(plan, sequences.shape[1])):
             with model.trace(inputs, output_attentions=True):
                 patterns = network.output.attentions
                 found = None
@@ -63,3 +63,10 @@ def score(
             total += found.sum(0)
             advance(len(inputs))
     return (total / len(sequences)).float().numpy()
+
+
+def _together(plan: Plan, length: int) -> int:
+    """Sequences whose patterns, of every layer, and logits fit half of the memory budget."""
+    model = plan.model
+    each = 4 * model.n_layers * model.n_heads * length**2 + 8 * length * model.vocab_size
+    return max(1, min(TOGETHER, plan.memory // 2 // each))

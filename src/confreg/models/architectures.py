@@ -265,8 +265,8 @@ def table() -> list[dict[str, str]]:
     """Every architecture that can be measured and what the tests verify of it, as rows.
 
     Each is held, with every parameter random, against an oracle of plain transformers and
-    hooks, on every neuron, token and effect, and with its layers on disk against itself in
-    memory.
+    hooks, on every neuron, token and effect, its attention heads against masks and patterns, and
+    with its layers on disk against itself in memory.
     """
     return [
         {
