@@ -299,3 +299,52 @@ def test_the_plain_forward_agrees_that_the_repeat_is_what_is_kept(checkpoint, wo
     np.testing.assert_allclose(ds["loss"], loss.flatten(), atol=1e-4)
     aligned, occurrence = ds["aligned"].values, ds["occurrence"].values
     assert ds["keep"].values.tolist() == ((occurrence == 1) & (aligned < 7)).tolist()
+
+
+def test_damaged_scores_are_found_again(checkpoint, words, tmp_path):
+    out = tmp_path / "o.zarr"
+    run(checkpoint, words, out, heads="top:2")
+    before = digest(out)
+    next(f for f in (out / "prefix_score" / "c").rglob("*") if f.is_file()).write_bytes(b"")
+    run(checkpoint, words, out, heads="top:2")
+    assert digest(out) == before
+
+
+NORM_SCALE = """
+import nnsight
+
+from confreg import Effect, effects, recipe
+
+
+@recipe(effects=[Effect("norm_scale_total", "change of the scale", "1")], statistics=False)
+def scales(model, batch, *, layer: int = -1, ablation: float | str = 0.5):
+    down_proj, final_norm = model.down_proj(batch.layer), model.final_norm
+    unembedding, readout_spec = model.unembedding, model.readout
+    with model.trace(batch.inputs):
+        activation = down_proj.input
+        down_proj.input = effects.ablate(activation, batch)
+        residual = final_norm.input
+        logits = unembedding.output
+        readout = effects.read_readout(final_norm, unembedding, residual, **readout_spec)
+        block = effects.measure(batch, readout, None, activation, residual, logits)
+        nnsight.save(block)
+    return block
+"""
+
+
+def test_the_norm_scale_is_an_effect_of_neurons_too(checkpoint, words, tmp_path):
+    (tmp_path / "scales.py").write_text(NORM_SCALE)
+    options = {"model": str(checkpoint("llama")), "text": words[:1], "neurons": "2.7",
+               "max_tokens": 16, "sequence_length": 16, "progress": False}  # fmt: skip
+    ds = confreg.run(tmp_path / "scales.py", out=tmp_path / "o.zarr", **options).load()
+    assert ds.attrs["engine"] == "forward"
+    judge, ids = plain.Plain(zoo.tiny("llama")[0]), torch.from_numpy(ds["token_id"].values)[None]
+
+    def replaced(hidden):
+        hidden[..., 7] = 0.5
+        return hidden
+
+    change = judge.scale(ids, {judge.down.format(2): replaced}) - judge.scale(ids)
+    np.testing.assert_allclose(ds["effects"].values.ravel(), change[0], atol=1e-5)
+    with pytest.raises(ConfregError, match="reads effects off logits"):
+        confreg.make_plan(tmp_path / "scales.py", engine="exact", **options)

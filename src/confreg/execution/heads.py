@@ -35,7 +35,8 @@ class HeadSets:
     ----------
     members : list of ndarray (k, 2)
         Layer and index of each set's heads.
-    watched : Neurons
+    neurons : Neurons
+        Those that are watched.
     labels, kind : ndarray (n,) object
         ``kind`` is "chosen" or "random".
     control : ndarray (n,)
@@ -45,7 +46,7 @@ class HeadSets:
     """
 
     members: list[np.ndarray]
-    watched: Neurons
+    neurons: Neurons
     labels: np.ndarray
     kind: np.ndarray
     control: np.ndarray
@@ -55,19 +56,14 @@ class HeadSets:
         return len(self.members)
 
     @property
-    def neurons(self) -> Neurons:
-        """The neurons that are watched."""
-        return self.watched
-
-    @property
     def layer(self) -> np.ndarray:
         """The layer of the watched neurons, once a set."""
-        return np.full(len(self), self.watched.layer[0])
+        return np.full(len(self), self.neurons.layer[0])
 
     @property
     def layers(self) -> list[int]:
         """The layers of the watched neurons: one."""
-        return self.watched.layers
+        return self.neurons.layers
 
     def coordinates(self) -> dict[str, Any]:
         """Labels along the dimension ``set``."""
@@ -152,7 +148,7 @@ def choose(
     found, labels, kind, control = zip(*rows)
     return HeadSets(
         members=list(found),
-        watched=watched,
+        neurons=watched,
         labels=np.array(labels, dtype=object),
         kind=np.array(kind, dtype=object),
         control=np.array(control),

@@ -340,6 +340,13 @@ def _engine(wanted: str, last_layer: bool, effects: Iterable[Effect]) -> str:
         raise ConfregError(f"--engine is one of {', '.join(ENGINES)}, not {wanted!r}.")
     from confreg.effects.measures import TILTED, VARIANTS
 
+    if any(e.name.startswith("norm_scale") for e in effects):
+        if wanted in CLOSED_FORMS:
+            raise ConfregError(
+                f"Engine {wanted!r} reads effects off logits; norm_scale_total is measured by "
+                "--engine forward (or auto)."
+            )
+        return "forward"
     # Beside those, the series computes any effect pair by pair.
     series = [f"{measure}_{variant}" for measure in TILTED for variant in VARIANTS]
     quick = any(e.name in series for e in effects)

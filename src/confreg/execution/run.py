@@ -55,6 +55,7 @@ def open_store(plan: Plan, path: Path, overwrite: bool, command_line: str) -> St
         variables=plan.variables,
         sums=plan.sums,
         subject=plan.subject,
+        known={} if plan.scores is None else {"prefix_score": plan.scores},
     )
 
 
@@ -165,8 +166,7 @@ def stored_scores(plan: Plan, path: Path, overwrite: bool) -> np.ndarray | None:
     if overwrite or not path.exists():
         return None
     store = Store.resume(path, plan.configuration())
-    store.mend()
-    return store.read("prefix_score") if store.has("prefix_score") else None
+    return store.read("prefix_score") if store.readable("prefix_score") else None
 
 
 def _prefix_scores(plan: Plan, store: Store, model: Model, progress: Progress) -> None:

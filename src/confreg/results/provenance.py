@@ -61,14 +61,12 @@ def coordinates(plan: Plan) -> xr.Dataset:
     if plan.heads is not None and not plan.remote:
         values["model_layer"] = np.arange(plan.model.n_layers)
         values["head"] = np.arange(plan.model.n_heads)
-    if plan.scores is not None:  # what the labels of the sets come from: written with them
-        values["prefix_score"] = plan.scores
     found = {}
     for name, array in values.items():
         row = schema.variable(name)
         dtype = object if row.dtype == "str" else row.dtype
         found[name] = (row.dims, np.asarray(array).astype(dtype), row.attributes)
-    ds = xr.Dataset(found).set_coords([name for name in found if schema.TABLE[name].coordinate])
+    ds = xr.Dataset(coords=found)
     schema.validate(ds)
     return ds
 

@@ -69,12 +69,14 @@ class Store:
         variables: Sequence[str],
         sums: Mapping[str, str],
         subject: str = "neuron",
+        known: Mapping[str, np.ndarray] | None = None,
     ) -> Store:
         """Lay out an empty store: coordinates, attributes, arrays without data.
 
         ``variables`` are what every unit of work fills, beside the reductions, to which it adds
         ``sums``: names, and the dimension of each beside ``subject``, that of what is ablated,
-        along which ``neurons`` are the units.
+        along which ``neurons`` are the units. ``known`` are variables that are there already,
+        such as those from which the labels were found.
 
         Built under another name and moved into place whole, so that a store either is one
         or is not there.
@@ -86,6 +88,8 @@ class Store:
             coordinates.to_zarr(building, mode="w", zarr_format=3, consolidated=False)
             root = zarr.open_group(building, mode="r+")
             _lay_out(root, coordinates, neurons, tokens, variables, sums, subject)
+            for name, values in (known or {}).items():
+                _put(root, schema.variable(name).over(subject), values)
             root.attrs.update(
                 {
                     SCHEMA_ATTRIBUTE: schema.VERSION,
@@ -129,6 +133,10 @@ class Store:
         """Whether a variable has been written."""
         return name in self.root
 
+    def readable(self, name: str) -> bool:
+        """Whether a variable has been written and is not damaged."""
+        return self.has(name) and _readable(lambda: self.read(name))
+
     def read(self, name: str) -> np.ndarray:
         """A whole variable."""
         return np.asarray(_get(self.root, name)[...])
@@ -144,7 +152,7 @@ class Store:
                     self.path, mode="a", zarr_format=3, consolidated=False
                 )
                 return
-            _array(self.root, row, values.shape, values.shape)[...] = values
+            _put(self.root, row, values)
 
     def done(self) -> np.ndarray:
         """The done mask, (neuron units, token units) of bool."""
@@ -278,6 +286,10 @@ def _lay_out(
             "subject": subject,
         }
     )
+
+
+def _put(group: zarr.Group, row: schema.Variable, values: np.ndarray) -> None:
+    _array(group, row, values.shape, values.shape)[...] = values
 
 
 def _array(
