@@ -40,7 +40,7 @@ def scatter(axis, at, values, chosen):
     """Random sets side by side, grey; chosen ones red."""
     spread = np.random.default_rng(0).uniform(-0.25, 0.25, len(values)) * ~chosen
     for kind, rows, colour, size in (
-        ("random heads", ~chosen, RANDOM, 9),
+        ("random heads, same layers", ~chosen, RANDOM, 9),
         ("chosen heads", chosen, CHOSEN, 45),
     ):
         axis.scatter((at + spread)[rows], values[rows], s=size, color=colour, label=kind)
@@ -52,10 +52,13 @@ def draw_scores(axis, ds, names):
     score = ds["prefix_score"].values
     layer = np.repeat(np.arange(len(score)), score.shape[1])
     axis.scatter(layer, score.ravel(), s=9, color=RANDOM)
-    for name in {head for joined in names for head in joined.split("+")}:
-        at = tuple(map(int, name.split(".")))
+    for number, name in enumerate(sorted({h for joined in names for h in joined.split("+")})):
+        at, side = tuple(map(int, name.split("."))), ("left", "right")[number % 2]
         axis.scatter(at[0], score[at], s=45, color=CHOSEN)
-        axis.annotate(name, (at[0], score[at]), (6, -3), textcoords="offset points", fontsize=8)
+        offset = (6 if side == "left" else -6, -3)
+        axis.annotate(
+            name, (at[0], score[at]), offset, textcoords="offset points", ha=side, fontsize=8
+        )
     axis.axhline(0.7, color="0.6", lw=0.8, ls=":")
     axis.set(title="prefix-matching score", xlabel="layer", ylim=(-0.03, 1.03))
 

@@ -4,7 +4,7 @@
 part to it.
 """
 
-from confreg.report import aligned, figures, groups, heads, profiles
+from confreg.report import aligned, attention, figures, groups, profiles
 from confreg.report.page import write
 from confreg.report.sections import Figure, Section, section
 
@@ -12,9 +12,9 @@ __all__ = [
     "Figure",
     "Section",
     "aligned",
+    "attention",
     "figures",
     "groups",
-    "heads",
     "profiles",
     "section",
     "write",

@@ -25,7 +25,7 @@ def prefix(ds: xr.Dataset, options: Options) -> Section:
         "Mean attention, over the second half of random tokens that come twice, to the token that "
         "followed the last time. Diamonds: the heads that are ablated."
     )
-    lead = f"Heads: {ds.attrs['heads']}." if "heads" in ds.attrs else ""
+    lead = f"Chosen of {ds['prefix_score'].size:,} heads: {ds.attrs.get('heads', 'by name')}."
     return Section(
         "prefix", "Induction heads", lead, [Figure("prefix", scores(ds), caption, wide=True)]
     )
@@ -94,6 +94,8 @@ def scores(ds: xr.Dataset) -> go.Figure:
     ):
         drawn = [at for at in every if (f"{at[0]}.{at[1]}" in names) == (kind == "chosen")]
         labels = [f"{layer}.{head}" for layer, head in drawn]
+        # Names of one layer's heads on either side of them.
+        sides = ["middle right" if i % 2 == 0 else "middle left" for i in range(len(drawn))]
         figure.add_trace(
             go.Scatter(
                 x=[layer for layer, _ in drawn],
@@ -102,7 +104,7 @@ def scores(ds: xr.Dataset) -> go.Figure:
                 mode=mode,
                 marker=marker,
                 text=labels,
-                textposition="middle right",
+                textposition=sides,
                 hovertemplate="<b>%{text}</b><br>%{y:.3f}<extra></extra>",
             )
         )

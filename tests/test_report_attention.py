@@ -7,7 +7,7 @@ import pytest
 
 import confreg
 from confreg import report
-from confreg.report import figures, heads, sections
+from confreg.report import attention, figures, sections
 from confreg.report.wording import number, signed
 
 
@@ -39,7 +39,7 @@ def test_every_part_is_there(ds, tmp_path):
 
 
 def test_chosen_heads_stand_out_among_all(ds):
-    other, chosen = heads.scores(ds).data
+    other, chosen = attention.scores(ds).data
     assert len(other.x) + len(chosen.x) == ds["prefix_score"].size
     for layer, score, label in zip(chosen.x, chosen.y, chosen.text):
         at = tuple(map(int, label.split(".")))
@@ -61,9 +61,9 @@ def test_the_effects_of_each_set_are_in_its_own_column(ds):
 def test_the_table_is_the_dataset(ds):
     columns, rows, _ = parts(ds)["watched"].data
     titles = [column.title for column in columns]
-    joint, controls = heads.together(ds)
+    joint, controls = attention.together(ds)
     assert ds["set_size"].values[joint] == 2
-    assert len(rows) == heads.WATCHED < ds.sizes["neuron"]
+    assert len(rows) == attention.WATCHED < ds.sizes["neuron"]
     change = ds["activation_change_mean"]
     sigma = ds["activation"].std("token")
     least = min(abs(change.isel(set=joint).sel(neuron=r[0]) / sigma.sel(neuron=r[0])) for r in rows)
