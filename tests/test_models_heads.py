@@ -66,26 +66,30 @@ def test_ablated_heads_are_the_masked_ones(architecture):
         )
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_offloaded_heads_are_those_in_memory(checkpoint, architecture):
-    folder = str(checkpoint(architecture))
-    layers = "transformer.h" if architecture == "gpt2" else "model.layers"
-    ids = zoo.tokens(2, 20)
-    inside = ablate(models.load(folder), ids)
-    on_disk = {f"{layers}.{layer}": "disk" for layer in range(3)}
-    rest = models.load(folder).description.sizes.keys() - on_disk.keys()
-    placed = Placement(device_map=dict.fromkeys(rest, "cpu") | on_disk)
-    outside = ablate(models.load(folder, placed), ids)
-    for name in ("effects", "activation_change"):
-        torch.testing.assert_close(outside[name], inside[name], atol=1e-5, rtol=0, equal_nan=True)
-
-
 def matched(model: Model, ids: torch.Tensor, first: int, period: int) -> torch.Tensor:
     network = model.nn
     with torch.no_grad(), model.eager_attention(), model.trace(ids, output_attentions=True):
         found = effects.prefix_matching(network.output.attentions, first, period)
         nnsight.save(found)
     return found
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_offloaded_heads_are_those_in_memory(checkpoint, architecture):
+    folder = str(checkpoint(architecture))
+    layers = "transformer.h" if architecture == "gpt2" else "model.layers"
+    ids = zoo.tokens(2, 20)
+    model = models.load(folder)
+    inside = ablate(model, ids)
+    on_disk = {f"{layers}.{layer}": "disk" for layer in range(3)}
+    rest = model.description.sizes.keys() - on_disk.keys()
+    placed = Placement(device_map=dict.fromkeys(rest, "cpu") | on_disk)
+    offloaded = models.load(folder, placed)
+    outside = ablate(offloaded, ids)
+    for name in ("effects", "activation_change"):
+        torch.testing.assert_close(outside[name], inside[name], atol=1e-5, rtol=0, equal_nan=True)
+    scores = [matched(each, ids, 11, 10) for each in (offloaded, model)]
+    torch.testing.assert_close(*scores, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
