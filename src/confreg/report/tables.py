@@ -103,7 +103,8 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("profile", f"{plan.profile.name}: {plan.profile.description}"),
         ("text", f"{plan.table.corpus}: {tokens:,} tokens in {len(plan.table.sequences)} sequences,"
                  f" {int(plan.table.keep.sum()):,} kept"),
-        ("neurons", f"{neurons:,} of layer {', '.join(map(str, plan.neurons.layers))}"),
+        ("watched" if plan.heads else "neurons",
+         f"{neurons:,} of layer {', '.join(map(str, plan.neurons.layers))}"),
         *([] if plan.sets is None else [("sets", plan.sets.describe())]),
         ("effects", ", ".join(e.name for e in plan.effects)),
         ("engine", engines),
