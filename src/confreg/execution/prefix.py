@@ -52,7 +52,7 @@ def score(
             with model.trace(inputs, output_attentions=True):
                 patterns = network.output.attentions
                 found = None
-                if patterns is not None and None not in patterns:
+                if patterns is not None and all(each is not None for each in patterns):
                     found = effects.prefix_matching(patterns, first, length)
                 nnsight.save(found)
             if found is None:

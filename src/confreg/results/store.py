@@ -54,7 +54,8 @@ class Store:
         self.neurons = [tuple(c) for c in json.loads(str(self.work.attrs["neuron_units"]))]
         self.tokens = [tuple(c) for c in json.loads(str(self.work.attrs["token_units"]))]
         self.variables: list[str] = json.loads(str(self.work.attrs["variables"]))
-        self.sums: list[str] = json.loads(str(self.work.attrs["sums"]))
+        usual = json.dumps(["abs_sum", "sum"])  # of stores that were begun before others had more
+        self.sums: list[str] = json.loads(str(self.work.attrs.get("sums", usual)))
         self.subject = str(self.work.attrs["subject"])
 
     @classmethod
