@@ -44,9 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
         found["problems"].append(
             compare(small, some, check, options.repeats, memory, sizes, forward)
         )
-        found["scaling"] = scaling(small, memory, options.quick)
         large = synthetic(options.long, small)
-        some = every(large, 64 if options.quick else 256)
+        found["scaling"] = scaling(small, large, memory, options.quick)
+        some = every(large, 256 if options.quick else 2048)
         sizes = {"paper": 2, "exact": 8}
         check = some[:: len(some) // 8]
         found["problems"].append(compare(large, some, check, options.repeats, memory, sizes))
@@ -250,17 +250,19 @@ def errors(found, neurons, expected, checked) -> dict:
     }  # fmt: skip
 
 
-def scaling(problem: Problem, memory: int, quick: bool) -> dict:
-    """Seconds of ``series`` over a 16-fold range of tokens and of neurons, and the exponents."""
+def scaling(small: Problem, large: Problem, memory: int, quick: bool) -> dict:
+    """Seconds of ``series`` over a 16-fold range of tokens and of neurons, and the exponents.
+
+    Tokens on SmolLM2; neurons on the 7B shape, up to the whole layer: what a token costs whatever
+    the number of neurons is as much as some hundred neurons.
+    """
     out = {}
-    base = 128 if quick else 512
-    sizes = [base * 2**k for k in range(5)]
-    few = every(problem, 32)
-    cases = {"tokens": [(few, size) for size in sizes]}
-    largest = problem.width
-    sizes = [largest // 2**k for k in range(4, -1, -1)]
-    cases["neurons"] = [(every(problem, size), 64 if quick else 128) for size in sizes]
-    for name, runs in cases.items():
+    few, sizes = every(small, 128), [128 * 2**k for k in range(5)]
+    cases = {"tokens": (small, [(few, size) for size in sizes])}
+    sizes = [large.width // 2**k for k in range(4, -1, -1)]
+    tokens = 32 if quick else 128
+    cases["neurons"] = (large, [(every(large, size), tokens) for size in sizes])
+    for name, (problem, runs) in cases.items():
         points = []
         for neurons, tokens in runs:
             took = []
@@ -269,7 +271,7 @@ def scaling(problem: Problem, memory: int, quick: bool) -> dict:
                 problem.measure(problem.batch("series", neurons, tokens, memory=memory))
                 took.append(time.perf_counter() - start)
             points.append([tokens if name == "tokens" else len(neurons), min(took)])
-        out[name] = {"points": points, "exponent": exponent(points)}
+        out[name] = {"on": problem.name, "points": points, "exponent": exponent(points)}
     return out
 
 
@@ -324,7 +326,7 @@ def report(found: dict) -> None:
         share = problem["methods"]["series"]["recomputed_share"]
         print(f"series left {share:.2%} of the pairs to exact")
     for name, fit in found["scaling"].items():
-        print(f"series' seconds grow as {name} ** {fit['exponent']:.3f}")
+        print(f"series' seconds grow as {name} ** {fit['exponent']:.3f} ({fit['on']})")
 
 
 def draw(found: dict, path: Path) -> None:
@@ -356,10 +358,10 @@ def draw(found: dict, path: Path) -> None:
     for (name, fit), marker, colour in zip(found["scaling"].items(), "os", colours):
         x, y = zip(*fit["points"])
         start = x[0]
-        label = f"{name} from {start}: exponent {fit['exponent']:.2f}"
+        label = f"{name} from {start}, {fit['on']}: exponent {fit['exponent']:.2f}"
         axes[1].loglog([v / start for v in x], y, marker + "-", color=colour, label=label)
     axes[1].set_xlabel("size, as a multiple of the smallest")
-    axes[1].set_ylabel("seconds (series, SmolLM2-135M)")
+    axes[1].set_ylabel("seconds (series)")
     axes[1].legend(fontsize=8)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)

@@ -83,8 +83,10 @@ class Fan:
     def __init__(self, u, centre=None, frequency=None, p_frequency=None):
         self.u = u if centre is None else u.sub_((u @ centre)[:, None])
         self.low, self.high = self.u.amin(-1), self.u.amax(-1)
-        self.along = None if frequency is None else weighted(self.u, frequency)
-        self.at_frequency = None if p_frequency is None else weighted(self.u, p_frequency)
+        self.along = None if frequency is None else weighted(self.u, frequency).to(u.dtype)
+        self.at_frequency = (
+            None if p_frequency is None else weighted(self.u, p_frequency).to(u.dtype)
+        )
 
 
 class Tilt:
@@ -119,7 +121,7 @@ class Tilt:
     def effects(self, fan, rows, variants):
         """Measures of the neurons ``rows`` of a fan, for each `Coefficients`: list of dict."""
         tilts = [Tilted(self, fan, rows, coefficients) for coefficients in variants]
-        size = min(max(256, CACHED // len(rows)), PIECE)
+        size = max(256, CACHED // len(rows))
         for start in range(0, len(self.p), size):
             some = slice(start, start + size)
             # All variants push by the same u: fetched once.
@@ -130,9 +132,9 @@ class Tilt:
 
 
 def weighted(values, weights):
-    """values @ weights, (m, K) and (K,), a piece at a time."""
+    """values @ weights, (m, K) and (K,), float64 sums of the pieces'."""
     pieces = zip(values.split(PIECE, -1), weights.split(PIECE))
-    return sum(some @ part for some, part in pieces)
+    return torch.stack([some @ part for some, part in pieces]).sum(0, dtype=torch.float64)
 
 
 class Tilted:
@@ -162,12 +164,12 @@ class Tilted:
         if some.start <= tilt.target < some.stop:
             self.at_target = f[:, tilt.target - some.start] / LOG2E
         if tilt.unigrams is not None:
-            self.at_frequency = self.at_frequency + f @ tilt.unigrams[some] / LOG2E
+            self.at_frequency = self.at_frequency + weighted(f, tilt.unigrams[some]) / LOG2E
         tilted = f.exp2()
-        self.c = self.c + f.mul_(tilted) @ p / LOG2E
+        self.c = self.c + weighted(f.mul_(tilted), p) / LOG2E
         # Less one, lest the tail's small terms are lost in a sum near one.
-        self.a = self.a + tilted.sub_(1) @ p
-        self.b = self.b + tilted @ py
+        self.a = self.a + weighted(tilted.sub_(1), p)
+        self.b = self.b + weighted(tilted, py)
 
     def measures(self):
         """`measures.TILTED`, dict of (m,)."""

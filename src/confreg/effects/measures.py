@@ -84,11 +84,14 @@ def outcome(logits, targets, wanted, log_frequency=None):
         out["loss"] = torch.where(known, log_total - at_target[:, 0], torch.nan)
     if "entropy" in wanted:
         out["entropy"] = log_total - (weights.mul_(shifted)).sum(-1) / total
-    if "rank" in wanted:
-        out["rank"] = torch.where(known, (shifted > at_target).sum(-1), -1)
-    if "reciprocal_rank" in wanted:
-        reciprocal = 1 / (1 + (shifted > at_target).sum(-1)).to(logits.dtype)
-        out["reciprocal_rank"] = torch.where(known, reciprocal, torch.nan)
+    if "rank" in wanted or "reciprocal_rank" in wanted:
+        rank = (shifted > at_target).sum(-1)
+        reciprocal = 1 / (1 + rank).to(logits.dtype)
+        found = {
+            "rank": torch.where(known, rank, -1),
+            "reciprocal_rank": torch.where(known, reciprocal, torch.nan),
+        }
+        out.update({name: values for name, values in found.items() if name in wanted})
     if "top1" in wanted:
         out["top1"] = shifted.argmax(-1)
     if "kl_frequency" in wanted and log_frequency is not None:

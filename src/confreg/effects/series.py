@@ -34,10 +34,9 @@ CUBIC = 0.5  # suspects a token, over all variants, for which a neuron's third o
 class Band:
     """Vocabulary entries of one token that stage 2 sums exactly."""
 
-    def __init__(self, side, token, high, low):
-        log_p = side.log_p[token]
-        self.entries = ((log_p <= high) & (log_p > low)).nonzero()[:, 0]
-        self.p, self.py, self.variables = side.at(token, self.entries)
+    def __init__(self, side, token, entries, low):
+        self.entries = entries
+        self.p, self.py, self.variables = side.at(token, entries)
         # No entry that is left is likelier than this.
         self.peak = side.entropy[token, 0] + low
 
@@ -54,21 +53,17 @@ class Band:
             if c.any():
                 f.addcmul_(c[:, None], q)
         square = f.square()
-        left = torch.maximum(sums.f2 - square @ self.p, 1e-6 * sums.f2)
-        y2 = sums.y2 - square @ self.py
-        half = square.mul_(0.5)
-        beyond = (f * LOG2E).exp2_().sub_(1).sub_(f).sub_(half)
-        # C beyond second order is the sum of f (e^f − 1 − f), beyond third that less f³/2.
-        tail = half
-        if sums.cubic.any():
-            third = (half * f).mul_(sums.cubic[:, None] / 3)
-            beyond.sub_(third)
-            tail = half.mul_(1 - sums.cubic[:, None]).add_(third)
-        a, b = beyond @ self.p, beyond @ self.py
-        c = beyond.add_(tail).mul_(f) @ self.p
+        f2, y2 = square @ self.p, square @ self.py
+        cube = square.mul_(f)
+        f3, y3 = sums.cubic * (cube @ self.p), sums.cubic * (cube @ self.py)
+        beyond = (f * LOG2E).exp2_().sub_(1).sub_(f)  # first order
+        a = beyond @ self.p - f2 / 2 - f3 / 6
+        b = beyond @ self.py - y2 / 2 - y3 / 6
+        c = beyond.mul_(f) @ self.p - f3 / 2
+        left = torch.maximum(sums.f2 - f2, 1e-6 * sums.f2)
         return Sums(
             sums.a + a, sums.b + b, sums.c + c,
-            left, y2, self.peak, sums.reach, sums.noise, sums.cubic,
+            left, sums.y2 - y2, self.peak, sums.reach, sums.noise, sums.cubic,
         )  # fmt: skip
 
 
@@ -128,6 +123,17 @@ class Variant:
         return sums
 
 
+def bands_of(side, token):
+    """The bands of one token, the likeliest entries first."""
+    log_p, bands = side.log_p[token], []
+    left = (log_p > BANDS[-1]).nonzero()[:, 0]
+    for low in BANDS:
+        inside = log_p[left] > low
+        bands.append(Band(side, token, left[inside], low))
+        left = left[~inside]
+    return bands
+
+
 def add_bands(variants, bands, u, token, rows, tolerance):
     """Stage 2 for one token and some neurons; those that it leaves to stage 3."""
     sums = [one.sums.at(rows, token) for one in variants]
@@ -177,8 +183,7 @@ def series(base, fan, coefficients, effects, tolerance):
     for token in range(len(side.log_p)):
         rows = suspects[:, token].nonzero()[:, 0]
         if len(rows):
-            edges = (torch.inf, *BANDS)
-            bands = [Band(side, token, *edge) for edge in zip(edges, BANDS)]
+            bands = bands_of(side, token)
             size = max(1, GATHERED // max(1, *(len(band.entries) for band in bands)))
             parts = rows.split(size)
             parts = [add_bands(variants, bands, fan.u, token, r, tolerance) for r in parts]
