@@ -17,6 +17,7 @@ from confreg.effects.frequency import log_frequencies
 from confreg.execution import batches, ndif, statistics
 from confreg.execution.plan import UPLOAD, Plan
 from confreg.execution.profiles import NdifProfile
+from confreg.execution.progress import Progress
 from confreg.models import Model
 from confreg.tokens.counts import Counts
 
@@ -64,7 +65,7 @@ def weigh(recipe: str, model: str, folder: Path, **options: Any) -> tuple[Plan, 
         steps["frequency"] = lambda m: statistics.frequency_cosines(plan, m)
     if plan.sets is not None:
         steps["deviations"] = lambda m: statistics.deviations(plan, m)
-    with Scale(plan, api.load_model(plan), folder / "jobs.jsonl") as scale:
+    with Scale(plan, api.load_model(plan, Progress(False)), folder / "jobs.jsonl") as scale:
         for name, step in steps.items():
             with contextlib.suppress(Weighed):
                 step(scale.unit(name))

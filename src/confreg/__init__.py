@@ -36,3 +36,7 @@ def __getattr__(name: str) -> Any:
     module, attribute = _LAZY[name]
     loaded = importlib.import_module(module)
     return loaded if attribute is None else getattr(loaded, attribute)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

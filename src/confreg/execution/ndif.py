@@ -290,6 +290,8 @@ class Client:
         data = answer["data"]
         try:
             body = data if isinstance(data, bytes) else self.server.download(data, deadline)
+        except DeadlineExceeded:
+            raise self._late(job, "its result is on the way") from None
         except (TooLarge, Transient) as error:
             self.journal.failed(key, job.id, str(error))
             raise

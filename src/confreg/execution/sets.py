@@ -194,6 +194,11 @@ def _chosen(
     spec: str, parameters: Mapping[str, Any], model: Description, seed: int
 ) -> list[Neurons]:
     """The sets that a specification names, all of one layer."""
+    if spec == "all":
+        raise ConfregError(
+            "This recipe ablates sets of neurons: name them with --neurons, for instance "
+            f"{model.n_layers - 1}.5,{model.n_layers - 1}.7 (';' separates sets)."
+        )
     chosen = [
         choosing.choose(part, int(parameters["layer"]), model.n_layers, model.n_neurons, seed)
         for part in spec.split(";")

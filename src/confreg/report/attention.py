@@ -39,8 +39,8 @@ def watched(ds: xr.Dataset, options: Options) -> Section:
     name = str(ds["set_heads"].values[own])
     unit = "in standard deviations of the activation, " if "activation" in ds else ""
     caption = (
-        f"Mean change of the activation at the repeat, {unit}when {name} attend to the first token "
-        f"only, against {len(controls)} random sets of as many heads."
+        f"Mean change of the activation at the repeat, {unit}with {name} attending to the first "
+        f"token only, against {len(controls)} random sets of as many heads."
     )
     lead = ""
     if len(shown) < ds.sizes["neuron"]:

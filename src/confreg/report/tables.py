@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +15,7 @@ from confreg.errors import ConfregError
 from confreg.report.wording import mediator
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray as xr
 
     from confreg.execution.doctor import Check
@@ -31,8 +33,12 @@ HEADINGS = {
 # What ρ, TE and DE are is said once under the table, for readers who come without the paper.
 LEGEND = (
     "TE, DE: mean |change of loss| in nats when the {subject} is ablated, everything recomputed, "
-    "and with {frozen} frozen. 1 − DE/TE: share that it mediates. ρ: share of w_out that the "
-    "unembedding barely reads."
+    "and with {frozen} frozen. 1 − DE/TE: share that it mediates."
+)
+LEGEND_NULL = " ρ: share of w_out that the unembedding barely reads."
+LEGEND_SETS = (
+    " Δ: mean change. p: how often a random set of the same size does at least as much, 1/{least} "
+    "at the least. Random sets are in the dataset and the report."
 )
 
 
@@ -57,9 +63,15 @@ def print_top(ds: xr.Dataset, by: str = "te_mediated", n: int = 10, smallest: bo
         )
     if "te" not in ds and by == "te_mediated":
         by = str(ds["effect"].values[0])
-    frame = ds.confreg.top(by, n, smallest)
-    columns = [c for c in (*HEADINGS, by) if c in frame]
     subject = "set" if "set" in ds.dims else "neuron"
+    if subject == "set" and "te" in ds and by == "te_mediated":
+        by = "te"
+    frame = ds.confreg.top(by, ds.sizes[subject], smallest)
+    columns = [c for c in (*HEADINGS, by) if c in frame]
+    if subject == "set":
+        frame, more = _chosen_sets(ds, frame)
+        columns = [*(c for c in columns if c not in ("de", "te_mediated") or c == by), *more]
+    frame = frame.head(n)
     title = f"{ds.attrs['title']}: {len(frame)} of {ds.sizes[subject]} {subject}s"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column(subject, style="bold", no_wrap=True)
@@ -71,7 +83,31 @@ def print_top(ds: xr.Dataset, by: str = "te_mediated", n: int = 10, smallest: bo
     console.print(table)
     if "te" in columns:
         said = LEGEND.format(subject=subject, frozen=mediator(ds)[0])
+        if "null_fraction" in columns:
+            said += LEGEND_NULL
+        if subject == "set":
+            said += LEGEND_SETS.format(least=1 + _controls(ds))
         console.print(said, style="dim")
+
+
+def _controls(ds: xr.Dataset) -> int:
+    """How many random sets a chosen one has, at most."""
+    drawn = ds["set_control"].values[ds["set_kind"].values == "random"]
+    return int(np.unique(drawn, return_counts=True)[1].max(initial=0)) if len(drawn) else 0
+
+
+def _chosen_sets(ds: xr.Dataset, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The chosen sets alone, with their mean changes and how they compare with the random ones."""
+    chosen = frame.index[ds["set_kind"].to_series().reindex(frame.index) == "chosen"]
+    frame, more = frame.loc[chosen].copy(), []
+    for effect in ("loss_total", "entropy_total"):
+        if effect not in ds["effect"].values:
+            continue
+        name = effect.removesuffix("_total")
+        for column, variable in ((f"Δ {name}", "effect_mean"), (f"p({name})", "p_random")):
+            frame[column] = ds[variable].sel(effect=effect).to_series().reindex(chosen)
+            more.append(column)
+    return frame, more
 
 
 def _number(value: float) -> str:
