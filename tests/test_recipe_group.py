@@ -105,7 +105,8 @@ def test_a_set_of_one_is_the_neuron(checkpoint, words, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"neurons": "all"}, "too few"),
+        ({"neurons": "all"}, "name them with --neurons"),
+        ({"neurons": "2:0-47"}, "too few"),
         ({"neurons": "1.3;2.4"}, "of one layer"),
         ({"deviations": "1;2"}, "list of numbers"),
         ({"activations": True}, "Sets are ablated"),

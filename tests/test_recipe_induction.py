@@ -234,7 +234,8 @@ def test_a_run_that_is_killed_ends_with_the_same_bytes(checkpoint, words, tmp_pa
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"neurons": "all"}, "too few for 3 random sets of 1"),
+        ({"neurons": "all"}, "name them with --neurons"),
+        ({"neurons": "2:0-47"}, "too few for 3 random sets of 1"),
         ({"neurons": "1.3;2.4"}, "of one layer"),
         ({"length": 30}, "make sequences of 61: raise --sequence-length from 24"),
         ({"count": 9}, "9 sequences of 13 tokens need max_tokens=117, not 60"),
