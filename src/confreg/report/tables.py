@@ -78,7 +78,8 @@ def print_top(ds: xr.Dataset, by: str = "te_mediated", n: int = 10, smallest: bo
     for column in dict.fromkeys(columns):
         table.add_column(HEADINGS.get(column, column), justify="right", no_wrap=True)
     for label, row in frame.iterrows():
-        table.add_row(str(label), *(_number(row[c]) for c in dict.fromkeys(columns)))
+        numbers = row[list(dict.fromkeys(columns))].astype(float)
+        table.add_row(str(label), *map(_number, numbers))
     console = _console()
     console.print(table)
     if "te" in columns:
