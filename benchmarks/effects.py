@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         large = synthetic(options.long, small)
         found["scaling"] = scaling(small, large, memory, options.quick)
-        some = every(large, 256 if options.quick else 2048)
+        some = every(large, 256 if options.quick else large.width)
         sizes = {"paper": 2, "exact": 8}
         check = some[:: len(some) // 8]
         found["problems"].append(compare(large, some, check, options.repeats, memory, sizes))

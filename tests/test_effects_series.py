@@ -196,10 +196,57 @@ def test_bounds_hold_where_likely_tokens_move_alike_and_where_y_is_near_minus_tw
         a, b, c = p @ f.exp(), (p * y) @ f.exp(), (p * f) @ f.exp()
         a2, b2, c2 = a - p @ lost, b - (p * y) @ lost, c - p @ lost_c
         f2, y2 = (p * f.square())[rest].sum(), (p * y * f.square())[rest].sum()
-        sums = Sums(
-            a2, b2, c2, f2, y2, y[rest].max(), f.abs().max(), torch.tensor(0.0), torch.tensor(0.0)
-        )
+        sums = Sums(a2, b2, c2, f2, y2, y[rest].max(), f.abs().max(), torch.tensor(0.0))
         loss = (a.log() - a2.log()).abs()
         entropy = (a.log() - (b + c) / a - a2.log() + (b2 + c2) / a2).abs()
         assert loss <= sums.loss_bound() + 1e-13
         assert max(loss, entropy) <= 1.05 * sums.entropy_bound() + 1e-13 or f.abs().max() > 1
+
+
+@pytest.mark.parametrize("order", [3, 4, 6, 10])
+@pytest.mark.parametrize(("bias", "sharpness"), [(False, 1.0), (True, 1.0), (False, 2.5)])
+def test_higher_orders_are_within_their_bounds(bias, sharpness, order, monkeypatch):
+    """All neurons are taken to one order, whether it pays or not."""
+    from confreg.effects import series
+
+    def everything(side, joint, fan, *_):
+        rows = torch.arange(len(fan.u))
+        return rows, torch.full_like(rows, order)
+
+    monkeypatch.setattr(series, "choose", everything)
+    layer = layer_of(True, bias, False, 1.0, sharpness=sharpness)
+    layer.down.weight.data.mul_(0.05)
+    options = {"neurons": NEURONS, "values": values(1.0)}
+    expected = truth(layer, NAMES, **options)
+    kept = []
+    for tolerance in (1e-5, 1e-3, 1e-1):
+        out = measure(layer, "series", NAMES, tolerance=tolerance, **options)
+        error = (out["effects"] - expected).abs().nan_to_num().amax(-1)
+        assert error.max() < tolerance + FLOAT32
+        kept.append(1 - float(out["recomputed"] / out["pairs"]))
+    assert 0 < kept[0] < kept[2] > 0.5
+
+
+def test_each_neuron_gets_the_order_that_pays(monkeypatch):
+    from confreg.effects import series
+
+    chosen = []
+
+    def noted(*arguments):
+        rows, orders = choose(*arguments)
+        chosen.append(dict(zip(rows.tolist(), orders.tolist())))
+        return rows, orders
+
+    choose = series.choose
+    monkeypatch.setattr(series, "choose", noted)
+    layer = layer_of(False, False, False, 1.0)
+    layer.down.weight.data.mul_(torch.logspace(-3, -0.7, layer.down.in_features))
+    options = {"neurons": torch.arange(layer.down.in_features)}
+    options["values"] = torch.ones(layer.down.in_features)
+    out = measure(layer, "series", NAMES, **options)
+    torch.testing.assert_close(
+        out["effects"].double(), truth(layer, NAMES, **options), atol=2e-5, rtol=0, equal_nan=True
+    )
+    orders = [chosen[0].get(neuron, 2) for neuron in options["neurons"].tolist()]
+    assert orders[0] == 2
+    assert len(set(orders)) > 2

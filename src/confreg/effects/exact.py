@@ -6,8 +6,9 @@ from .geometry import Coefficients
 from .measures import TILTED, change, measures_of, outcome, paired, split, variants_of
 from .temperature import tempering
 
-CACHED = 2**18  # numbers at once: what a few passes find in the cache
+CACHED = 2**17  # numbers at once: what a few passes find in the cache
 PIECE = 2**11  # terms that a float32 product adds up one by one, losing digits as it goes
+ROWS = 64  # neurons at once: theirs of a piece are what is cached
 SAFE = 20.0  # |f| up to which float32 sums of f e^f keep their digits
 LOG2E = 1.4426950408889634  # exp2 is twice as fast as exp
 
@@ -83,10 +84,13 @@ class Fan:
     def __init__(self, u, centre=None, frequency=None, p_frequency=None):
         self.u = u if centre is None else u.sub_((u @ centre)[:, None])
         self.low, self.high = self.u.amin(-1), self.u.amax(-1)
-        self.along = None if frequency is None else weighted(self.u, frequency).to(u.dtype)
-        self.at_frequency = (
-            None if p_frequency is None else weighted(self.u, p_frequency).to(u.dtype)
-        )
+        self.along = None if frequency is None else self.product(frequency)
+        self.at_frequency = None if p_frequency is None else self.product(p_frequency)
+
+    def product(self, weights):
+        """u @ weights, (n,), without the digits that a long product loses."""
+        pieces = zip(self.u.split(PIECE, -1), weights.split(PIECE))
+        return sum((some @ part).double() for some, part in pieces).to(self.u.dtype)
 
 
 class Tilt:
@@ -120,21 +124,29 @@ class Tilt:
 
     def effects(self, fan, rows, variants):
         """Measures of the neurons ``rows`` of a fan, for each `Coefficients`: list of dict."""
-        tilts = [Tilted(self, fan, rows, coefficients) for coefficients in variants]
-        size = max(256, CACHED // len(rows))
-        for start in range(0, len(self.p), size):
-            some = slice(start, start + size)
-            # All variants push by the same u: fetched once.
-            u = fan.u[:, some].index_select(0, rows).to(self.p.dtype)
-            for tilt in tilts:
-                tilt.add(u, some)
-        return [tilt.measures() for tilt in tilts]
+        parts = []
+        for group in torch.arange(len(rows), device=rows.device).split(ROWS):
+            tilts = [Tilted(self, fan, rows[group], c.at(group)) for c in variants]
+            # Many rows fill the cache with what a product may add up; few need longer ones.
+            size = PIECE if 2 * len(group) > ROWS else CACHED // len(group)
+            for start in range(0, len(self.p), size):
+                some = slice(start, start + size)
+                # All variants push by the same u: fetched once.
+                u = fan.u[:, some].index_select(0, rows[group]).to(self.p.dtype)
+                for tilt in tilts:
+                    tilt.add(u, some)
+            parts.append([tilt.measures() for tilt in tilts])
+        return [
+            {name: torch.cat([part[name] for part in same]) for name in same[0]}
+            for same in zip(*parts)
+        ]
 
 
 def weighted(values, weights):
-    """values @ weights, (m, K) and (K,), float64 sums of the pieces'."""
-    pieces = zip(values.split(PIECE, -1), weights.split(PIECE))
-    return torch.stack([some @ part for some, part in pieces]).sum(0, dtype=torch.float64)
+    """values @ weights, (m, K) and (K,), without the digits that a long product loses."""
+    if values.shape[-1] <= PIECE:
+        return values @ weights
+    return (values * weights).sum(-1)  # added up pairwise
 
 
 class Tilted:

@@ -146,52 +146,7 @@ class Joint:
         self.q = rest[0::2]
         self.q_y = [x - self.mean * m for x, m in zip(rest[1::2], side.q_y)]
 
-
-class Cubic:
-    """Third-order moments of the neurons that most need them, for variants that add u and y alone.
-
-    Attributes
-    ----------
-    rows : Tensor (m,) int64
-        The neurons.
-    """
-
-    def __init__(self, side, fan, joint, rows):
-        u, tokens = fan.u, len(side.log_p)
-        cube = u.new_zeros(len(rows), 2 * tokens)
-        square_yy, yyy = u.new_zeros(len(rows), tokens), u.new_zeros(len(rows), tokens)
-        y3, y4 = torch.zeros_like(side.peak[:, 0]), torch.zeros_like(side.peak[:, 0])
-        for some in side.blocks:
-            p, py, (y, *_) = side.weights(some)
-            part = u[:, some].index_select(0, rows)
-            square = part.square()
-            pyy = py * y
-            pyyy = pyy * y
-            y3, y4 = y3 + pyyy.sum(-1), y4 + (pyyy * y).sum(-1)
-            square_yy.addmm_(square, pyy.T)
-            yyy.addmm_(part, pyyy.T)
-            cube.addmm_(square.mul_(part), torch.cat((p, py)).T)
-        self.rows = rows
-        m, uy = joint.mean[rows], joint.y[rows]
-        uu, uuy = joint.square[rows], joint.square_y[rows]  # centred
-        uyy, yy = joint.q_y[0][rows], side.qq[0][0]
-        third, third_y = cube.split(tokens, 1)
-        self.terms = (
-            (third - 3 * m * uu - m.pow(3), 3 * uuy, 3 * uyy, y3),
-            (
-                third_y - 3 * m * uuy - 3 * m.square() * uy,
-                3 * (square_yy - 2 * m * uyy - m.square() * yy),
-                3 * (yyy - m * y3),
-                y4,
-            ),
-        )
-
-    def add(self, sums, gain, c):
-        """Add the third order to stage 1's `Sums` (n, T)."""
-        g, c = gain[self.rows], c[self.rows]
-        powers = (g.pow(3), g.square() * c, g * c.square(), c.pow(3))
-        f3, y3 = (sum(x * y for x, y in zip(powers, terms)) for terms in self.terms)
-        sums.a[self.rows] += f3 / 6
-        sums.b[self.rows] += y3 / 6
-        sums.c[self.rows] += f3 / 2
-        sums.cubic[self.rows] = 1.0
+    def uncentred_squares(self):
+        """E[u²] and E[y u²] without u's mean off."""
+        square = self.square + self.mean.square()
+        return square, self.square_y + 2 * self.mean * self.y

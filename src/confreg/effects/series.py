@@ -9,11 +9,12 @@ themselves, for the temperature, a post-norm's μ, the token-frequency direction
 the loss changes by log A − f(target), the entropy by log A − (B + C)/A, and D(p_freq ‖ p) by
 log A − E_freq[f]. Three stages give them:
 
-1. Up to second order in f, for some neurons the third, from joint moments of p with u and u²: a
-   few matrix products for all neurons and tokens. Taylor's remainder bounds every pair's error.
-2. Where that bound exceeds the tolerance: what lies beyond is summed exactly over the token's
-   likeliest vocabulary entries, band by band (`BANDS`); the bound now counts the rest only.
-3. Where it still exceeds the tolerance: `exact`.
+1. Up to second order in f, from joint moments of p with u and u²: a few matrix products for all
+   neurons and tokens. Taylor's remainder bounds every pair's error. For neurons where it exceeds
+   the tolerance often, again up to an order at which it seldom does (`confreg.effects.higher`).
+2. Where the bound of second order exceeds the tolerance: what lies beyond is summed exactly over
+   the token's likeliest vocabulary entries, band by band (`BANDS`); the bound counts the rest only.
+3. Where it still exceeds the tolerance, or that of a higher order does: `exact`.
 
 The derivation is in docs/effects.md.
 """
@@ -21,14 +22,14 @@ The derivation is in docs/effects.md.
 import torch
 
 from .exact import LOG2E, exact_token, frequency_kept, others
+from .higher import Higher, choose, combined
 from .measures import TILTED, split, variants_of
-from .moments import Cubic, Joint, Side
+from .moments import Joint, Side
 from .sums import Sums, second_order
 
 BANDS = (-9.0, -12.7)
 """Log probabilities at which the bands of stage 2 end: some 200 and 2,000 entries in all."""
 GATHERED = 2**20  # of u's numbers, at once
-CUBIC = 0.5  # suspects a token, over all variants, for which a neuron's third order pays
 
 
 class Band:
@@ -54,16 +55,14 @@ class Band:
                 f.addcmul_(c[:, None], q)
         square = f.square()
         f2, y2 = square @ self.p, square @ self.py
-        cube = square.mul_(f)
-        f3, y3 = sums.cubic * (cube @ self.p), sums.cubic * (cube @ self.py)
-        beyond = (f * LOG2E).exp2_().sub_(1).sub_(f)  # first order
-        a = beyond @ self.p - f2 / 2 - f3 / 6
-        b = beyond @ self.py - y2 / 2 - y3 / 6
-        c = beyond.mul_(f) @ self.p - f3 / 2
+        beyond = torch.mul(f, LOG2E, out=square).exp2_().sub_(1).sub_(f)  # first order
+        a = beyond @ self.p - f2 / 2
+        b = beyond @ self.py - y2 / 2
+        c = beyond.mul_(f) @ self.p
         left = torch.maximum(sums.f2 - f2, 1e-6 * sums.f2)
         return Sums(
             sums.a + a, sums.b + b, sums.c + c,
-            left, sums.y2 - y2, self.peak, sums.reach, sums.noise, sums.cubic,
+            left, sums.y2 - y2, self.peak, sums.reach, sums.noise,
         )  # fmt: skip
 
 
@@ -85,8 +84,6 @@ class Variant:
         if "kl_frequency" in columns:
             at_frequency = fan.at_frequency[:, None]
             self.at["kl_frequency"] = self.less_mean(at_frequency, side.at_frequency)
-        # Third orders are those of u and y: see `Cubic`.
-        self.plain = side.same and len(self.others) == 1
 
     def less_mean(self, u, variables):
         """f (n, T) from values, or means, of u (n, T) and of the centred variables (T,)."""
@@ -96,18 +93,26 @@ class Variant:
         return f
 
     def judge(self, tolerance):
-        """Stage 1's effects, and the pairs whose bound exceeds the tolerance."""
-        self.values = self.read(self.sums, self.at)
+        """Second order's effects, and the pairs whose bound exceeds the tolerance."""
+        self.excess = (self.sums.b + self.sums.c) / self.sums.a
+        self.values = self.read(self.sums.a.log(), self.excess, self.at)
         self.suspects = ~(self.bound(self.sums) <= tolerance)
 
-    def read(self, sums, at):
-        """The effects (..., columns) of some pairs."""
-        log_a = sums.a.log()
-        found = [
-            log_a - at[name] if name in at else log_a - (sums.b + sums.c) / sums.a
-            for name in self.columns
-        ]
+    def read(self, log_a, excess, at):
+        """The effects (..., columns) of some pairs, from log A and (B + C)/A."""
+        found = [log_a - at.get(name, excess) for name in self.columns]
         return torch.stack(found, -1)
+
+    def raise_order(self, higher, tolerance):
+        """Judge some neurons again, from higher orders."""
+        rows = higher.rows
+        a, b, c, errors = higher.sums(self.gain, self.others[0])
+        excess = (b + c) / (1 + a)
+        at = {name: f[rows] for name, f in self.at.items()}
+        # These are not about f's mean under p: the loss sees it, the entropy does not.
+        at = {name: f + self.gain[rows] * higher.mean for name, f in at.items()}
+        self.values[rows] = self.read(torch.log1p(a), excess, at)
+        self.suspects[rows] = ~(combined(1 + a, excess, errors, self.columns) <= tolerance)
 
     def bound(self, sums):
         """Bound on the error of some pairs, the largest of their effects."""
@@ -119,7 +124,7 @@ class Variant:
         gain, mean = self.gain[rows, token], self.joint.mean[rows, token]
         sums = band.add(sums, u, gain, coefficients, mean)
         at = {name: f[rows, token] for name, f in self.at.items()}
-        self.values[rows, token] = self.read(sums, at)
+        self.values[rows, token] = self.read(sums.a.log(), (sums.b + sums.c) / sums.a, at)
         return sums
 
 
@@ -177,39 +182,58 @@ def series(base, fan, coefficients, effects, tolerance):
         columns = {m: i for i, (m, v) in enumerate(map(split, effects)) if v == name}
         columns = {m: columns[m] for m in TILTED if m in columns}
         variants.append(Variant(side, joint, fan, coefficients[name], columns))
-    suspects = third_order(variants, side, joint, fan, tolerance)
-    out = fan.u.new_empty(*suspects.shape, len(effects))
-    recomputed = 0
-    for token in range(len(side.log_p)):
+    for one in variants:
+        one.judge(tolerance)
+    raised = raise_orders(variants, side, joint, fan, tolerance)
+    suspects = torch.stack([one.suspects for one in variants]).any(0)
+
+    def finish(token):
         rows = suspects[:, token].nonzero()[:, 0]
+        parts, rows = [rows[raised[rows]]], rows[~raised[rows]]
         if len(rows):
             bands = bands_of(side, token)
             size = max(1, GATHERED // max(1, *(len(band.entries) for band in bands)))
-            parts = rows.split(size)
-            parts = [add_bands(variants, bands, fan.u, token, r, tolerance) for r in parts]
-            rows = torch.cat(parts)
+            parts += [
+                add_bands(variants, bands, fan.u, token, some, tolerance)
+                for some in rows.split(size)
+            ]
+        rows = torch.cat(parts)
         if len(rows):
             pairs = {name: c.at(rows, token) for name, c in coefficients.items()}
             found = exact_token(base, fan, token, pairs, effects, rows)
             for one in variants:
                 one.values[rows, token] = found[:, list(one.columns.values())]
-        recomputed += len(rows)
+        return len(rows)
+
+    recomputed = sum(each_token(finish, len(side.log_p), fan.u.device))
+    out = fan.u.new_empty(*suspects.shape, len(effects))
     for one in variants:
         out[..., list(one.columns.values())] = one.values
     return out, recomputed
 
 
-def third_order(variants, side, joint, fan, tolerance):
-    """Judge all pairs, and again with third orders where they pay; the suspects, (n, T) bool."""
-    for one in variants:
-        one.judge(tolerance)
-    plain = [one for one in variants if one.plain]
-    if plain:
-        count = torch.stack([one.suspects.sum(-1) for one in plain]).sum(0)
-        rows = (count > CUBIC * len(side.log_p)).nonzero()[:, 0]
+def each_token(work, count, device):
+    """``work(token)`` for ``count`` tokens, on one thread of a CPU: list of what it returned."""
+    threads = torch.get_num_threads()
+    try:
+        if device.type == "cpu":
+            # Their operations are small: waking other threads costs more than they would save.
+            torch.set_num_threads(1)
+        return [work(token) for token in range(count)]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def raise_orders(variants, side, joint, fan, tolerance):
+    """Take the neurons for which it pays to higher orders; which those are, (n,) bool."""
+    suspects = torch.stack([one.suspects for one in variants]).any(0)
+    raised = torch.zeros_like(suspects[:, 0])
+    # What else a variant adds, its powers would have to meet u's too.
+    if all(len(one.others) == 1 for one in variants):
+        rows, orders = choose(side, joint, fan, variants, suspects, tolerance)
         if len(rows):
-            cubic = Cubic(side, fan, joint, rows)
-            for one in plain:
-                cubic.add(one.sums, one.gain, one.others[0])
-                one.judge(tolerance)
-    return torch.stack([one.suspects for one in variants]).any(0)
+            higher = Higher(side, joint, fan, rows, orders)
+            for one in variants:
+                one.raise_order(higher, tolerance)
+            raised[rows] = True
+    return raised

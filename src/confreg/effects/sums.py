@@ -18,11 +18,9 @@ class Sums:
         The largest |f| there can be.
     noise
         Rounding error of ``f2``.
-    cubic
-        1.0 for neurons whose moments go to third order, else 0.0; (n,) before `at`.
     """
 
-    def __init__(self, a, b, c, f2, y2, peak, reach, noise, cubic):
+    def __init__(self, a, b, c, f2, y2, peak, reach, noise):
         self.a = a
         self.b = b
         self.c = c
@@ -31,33 +29,27 @@ class Sums:
         self.peak = peak
         self.reach = reach
         self.noise = noise
-        self.cubic = cubic
 
     def at(self, rows, token):
         """The pairs of some neurons with one token."""
         values = (self.a, self.b, self.c, self.f2, self.y2, self.reach, self.noise)
         a, b, c, f2, y2, reach, noise = (value[rows, token] for value in values)
-        return Sums(a, b, c, f2, y2, self.peak[token], reach, noise, self.cubic[rows])
+        return Sums(a, b, c, f2, y2, self.peak[token], reach, noise)
 
     def only(self, rows):
         """Some of the pairs of one token."""
         values = (self.a, self.b, self.c, self.f2, self.y2, self.reach, self.noise)
         a, b, c, f2, y2, reach, noise = (value[rows] for value in values)
-        return Sums(a, b, c, f2, y2, self.peak, reach, noise, self.cubic[rows])
+        return Sums(a, b, c, f2, y2, self.peak, reach, noise)
 
     def y_abs(self):
         """Bound on E_p[|y| f²] over the part that was not summed: |y| ≤ 2 max(peak, 0) − y."""
         return (2 * self.peak.clamp_min(0) * self.f2 - self.y2).clamp_min(0)
 
     def remainder(self):
-        """|f|³ e^|f|, or where the third order is kept |f|⁴ e^|f| / 4, less E_p[f²]."""
+        """|f|³ e^|f| less E_p[f²]."""
         # Beyond 30, where e^|f| outgrows float32's E[f²], there is no bound: NaN.
-        cube = self.reach * torch.where(self.reach < 30, self.reach.exp(), torch.nan)
-        return torch.where(self.third(), cube * self.reach / 4, cube)
-
-    def third(self):
-        """Where the third order is kept, to go with ``f2``."""
-        return (self.cubic > 0)[:, None] if self.f2.dim() == 2 else self.cubic > 0
+        return self.reach * torch.where(self.reach < 30, self.reach.exp(), torch.nan)
 
     def loss_bound(self):
         """Bound on the loss's error: |e^f − 1 − f − f²/2| ≤ |f|³ e^|f| / 6, and A ≥ 1.
@@ -70,15 +62,12 @@ class Sums:
         """Bound on the errors of entropy and loss.
 
         The entropy's leading term is E_p[f³ (y + 2 − D)] / 6, D = B + C. What follows it is at most
-        E_p[f⁴ e^|f| ((1 + |D| + |y|)/24 + 1/6)]. Where the third order is kept they are
-        E_p[f⁴ (y + 3 − D)] / 24 and E_p[|f|⁵ e^|f| ((1 + |D| + |y|)/120 + 1/24)].
+        E_p[f⁴ e^|f| ((1 + |D| + |y|)/24 + 1/6)].
         """
-        third, f2 = self.third(), self.f2 + self.noise
-        y, d = self.y_abs(), (self.b + self.c).abs()
-        shift = 2.0 + third.float()
+        f2, y, d = self.f2 + self.noise, self.y_abs(), (self.b + self.c).abs()
         # |y + 2| is |y| − 2 where all y are below −2, as in most tails.
-        leading = y + torch.where(self.peak < -shift, -shift, shift) * f2 + d * f2
-        rest = (y + (1 + d) * f2) / (24 + 6 * third.float()) + f2 / 6
+        leading = y + torch.where(self.peak < -2, -2, 2) * f2 + d * f2
+        rest = (y + (1 + d) * f2) / 24 + f2 / 6
         bound = self.remainder() * (leading.clamp_min(0) / 6 + self.reach * rest)
         # Where y + 2 vanishes in the tail, the loss is the harder one.
         return torch.maximum(bound + (2 + d) * self.noise, self.loss_bound())
@@ -102,6 +91,5 @@ def second_order(side, joint, gain, coefficients):
     # E[u²] − E[u]² loses digits where a neuron moves all likely tokens alike.
     alike = (gain * joint.mean).abs()
     noise = 3e-7 * (alike.square() + alike.pow(3))
-    cubic = torch.zeros_like(f2[:, 0])
     a, b, c = 1 + f2 / 2, y1 + y2 / 2, f2.clone()
-    return Sums(a, b, c, f2, y2, side.peak[:, 0], reach, noise, cubic)
+    return Sums(a, b, c, f2, y2, side.peak[:, 0], reach, noise)
