@@ -6,8 +6,8 @@ from .geometry import Coefficients
 from .measures import TILTED, change, measures_of, outcome, paired, split, variants_of
 from .temperature import tempering
 
-CACHED = 2**17  # numbers at once: what a few passes find in the cache
-PIECE = 2**11  # terms that a float32 product adds up one by one, losing digits as it goes
+CACHED = 2**18  # numbers at once: what a few passes find in the cache
+PIECE = 2**12  # terms that a float32 product adds up one by one, losing digits as it goes
 ROWS = 64  # neurons at once: theirs of a piece are what is cached
 SAFE = 20.0  # |f| up to which float32 sums of f e^f keep their digits
 LOG2E = 1.4426950408889634  # exp2 is twice as fast as exp
@@ -90,7 +90,8 @@ class Fan:
     def product(self, weights):
         """u @ weights, (n,), without the digits that a long product loses."""
         pieces = zip(self.u.split(PIECE, -1), weights.split(PIECE))
-        return sum((some @ part).double() for some, part in pieces).to(self.u.dtype)
+        parts = torch.stack([some @ part for some, part in pieces])
+        return parts.sum(0, dtype=torch.float64).to(self.u.dtype)
 
 
 class Tilt:

@@ -25,6 +25,7 @@ from .exact import LOG2E, exact_token, frequency_kept, others
 from .higher import Higher, choose, combined
 from .measures import TILTED, split, variants_of
 from .moments import Joint, Side
+from .parallel import one_by_one, side_by_side
 from .sums import Sums, second_order
 
 BANDS = (-9.0, -12.7)
@@ -187,7 +188,7 @@ def series(base, fan, coefficients, effects, tolerance):
     raised = raise_orders(variants, side, joint, fan, tolerance)
     suspects = torch.stack([one.suspects for one in variants]).any(0)
 
-    def finish(token):
+    def banded(token):
         rows = suspects[:, token].nonzero()[:, 0]
         parts, rows = [rows[raised[rows]]], rows[~raised[rows]]
         if len(rows):
@@ -197,31 +198,23 @@ def series(base, fan, coefficients, effects, tolerance):
                 add_bands(variants, bands, fan.u, token, some, tolerance)
                 for some in rows.split(size)
             ]
-        rows = torch.cat(parts)
+        return torch.cat(parts)
+
+    left = one_by_one(banded, len(side.log_p), fan.u.device)
+
+    def recompute(token):
+        rows = left[token]
         if len(rows):
             pairs = {name: c.at(rows, token) for name, c in coefficients.items()}
             found = exact_token(base, fan, token, pairs, effects, rows)
             for one in variants:
                 one.values[rows, token] = found[:, list(one.columns.values())]
-        return len(rows)
 
-    recomputed = sum(each_token(finish, len(side.log_p), fan.u.device))
+    side_by_side(recompute, len(left), fan.u.device)
     out = fan.u.new_empty(*suspects.shape, len(effects))
     for one in variants:
         out[..., list(one.columns.values())] = one.values
-    return out, recomputed
-
-
-def each_token(work, count, device):
-    """``work(token)`` for ``count`` tokens, on one thread of a CPU: list of what it returned."""
-    threads = torch.get_num_threads()
-    try:
-        if device.type == "cpu":
-            # Their operations are small: waking other threads costs more than they would save.
-            torch.set_num_threads(1)
-        return [work(token) for token in range(count)]
-    finally:
-        torch.set_num_threads(threads)
+    return out, sum(map(len, left))
 
 
 def raise_orders(variants, side, joint, fan, tolerance):

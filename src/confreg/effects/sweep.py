@@ -101,8 +101,8 @@ class Block:
         # A token: raw logits, log p, μ and what making them takes. Larger chunks gain nothing.
         tokens = int(min(256, numbers / 4 / (6 * vocabulary)))
         tokens = max(1, min(tokens, len(self.positions)))
-        # A neuron: u and its making, a one-hot row, directions, squares, tables of its pairs.
-        each = 1.4 * vocabulary + self.batch.width + 4 * d + 2048 + 64 * tokens
+        # A neuron: u and its making, a one-hot row, directions, powers, tables of its pairs.
+        each = 1.4 * vocabulary + self.batch.width + 4 * d + 6144 + 96 * tokens
         neurons = int((numbers - 6 * vocabulary * tokens) / each)
         return max(1, min(neurons, len(self.neurons))), tokens
 
