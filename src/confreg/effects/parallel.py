@@ -5,35 +5,25 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 
-def one_by_one(work, count, device):
-    """``work(token)`` for ``count`` tokens, on one core of a CPU: list of what it returned.
+def hand_on(first, then, count, device):
+    """``then(token, first(token))`` for ``count`` tokens: list of what it returned.
 
-    For operations so small that waking other threads costs more than they would save.
-    """
-    threads = torch.get_num_threads()
-    try:
-        if device.type == "cpu":
-            torch.set_num_threads(1)
-        return [work(token) for token in range(count)]
-    finally:
-        torch.set_num_threads(threads)
-
-
-def side_by_side(work, count, device):
-    """``work(token)`` for ``count`` tokens, on a CPU one on each core: list of what it returned.
-
-    For operations that are long enough to wait for Python's lock, and too short to be split.
+    On a CPU every operation has one thread: they are too short for waking others to pay. ``first``,
+    of the shortest, is done before; ``then``, of operations long enough to wait for Python's lock, on
+    every core.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
-        return [work(token) for token in range(count)]
+        return [then(token, first(token)) for token in range(count)]
 
-    def alone(token):
+    def alone(token, given):
         with torch.no_grad():  # gradients are a thread's own affair
-            return work(token)
+            return then(token, given)
 
     try:
+        torch.set_num_threads(1)
+        found = [first(token) for token in range(count)]
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(alone, range(count)))
+            return list(pool.map(alone, range(count), found))
     finally:
         torch.set_num_threads(threads)

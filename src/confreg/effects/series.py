@@ -25,7 +25,7 @@ from .exact import LOG2E, exact_token, frequency_kept, others
 from .higher import Higher, choose, combined
 from .measures import TILTED, split, variants_of
 from .moments import Joint, Side
-from .parallel import one_by_one, side_by_side
+from .parallel import hand_on
 from .sums import Sums, second_order
 
 BANDS = (-9.0, -12.7)
@@ -200,21 +200,19 @@ def series(base, fan, coefficients, effects, tolerance):
             ]
         return torch.cat(parts)
 
-    left = one_by_one(banded, len(side.log_p), fan.u.device)
-
-    def recompute(token):
-        rows = left[token]
+    def recompute(token, rows):
         if len(rows):
             pairs = {name: c.at(rows, token) for name, c in coefficients.items()}
             found = exact_token(base, fan, token, pairs, effects, rows)
             for one in variants:
                 one.values[rows, token] = found[:, list(one.columns.values())]
+        return len(rows)
 
-    side_by_side(recompute, len(left), fan.u.device)
+    recomputed = sum(hand_on(banded, recompute, len(side.log_p), fan.u.device))
     out = fan.u.new_empty(*suspects.shape, len(effects))
     for one in variants:
         out[..., list(one.columns.values())] = one.values
-    return out, sum(map(len, left))
+    return out, recomputed
 
 
 def raise_orders(variants, side, joint, fan, tolerance):
