@@ -9,8 +9,8 @@ def hand_on(first, then, count, device):
     """``then(token, first(token))`` for ``count`` tokens: list of what it returned.
 
     On a CPU every operation has one thread: they are too short for waking others to pay. ``first``,
-    of the shortest, is done before; ``then``, of operations long enough to wait for Python's lock, on
-    every core.
+    of the shortest, is done before; ``then``, of operations long enough to wait for Python's lock,
+    on every core.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
