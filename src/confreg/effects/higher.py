@@ -7,8 +7,8 @@ ablation adds f = ĝ û + c q to the logits, up to what it adds to all of them, 
     C = Σ (k + l) ĝᵏ cˡ / (k! l!) E[ûᵏ qˡ]
 
 over k + l up to a neuron's order. û is not centred token by token: nothing cancels, and |û| ≤ 1.
-Temperatures change little, so that few powers of q go with powers of û (`powers`). `bounds` counts
-all that is left out; the derivation is in docs/effects.md.
+Temperatures change little, so that few powers of q go with powers of û (`powers`). `Higher.errors`
+bounds all that is left out; the derivation is in docs/effects.md.
 """
 
 import torch
