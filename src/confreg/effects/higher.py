@@ -13,6 +13,8 @@ bounds all that is left out; the derivation is in docs/effects.md.
 
 import torch
 
+from .sums import without_sign
+
 ORDERS = (3, 4, 5, 6, 8, 10)
 EXACT, BANDED = 100.0, 50.0
 """Costs of a pair's exact sums and of its bands, in products of u with a column of p."""
@@ -38,8 +40,9 @@ class Reach:
         self.h = g + c * side.reach[0][:, 0]
         # Minkowski's inequality.
         self.square = (g * square.sqrt() + c * q_square.sqrt()).square()
-        root = less_sign(side, square, square_y).sqrt()
-        root_q = less_sign(side, q_square, q_square_y).sqrt()
+        peak = side.peak[:, 0]
+        root = without_sign(peak, square, square_y).sqrt()
+        root_q = without_sign(peak, q_square, q_square_y).sqrt()
         self.square_y = (g * root + c * root_q).square()
 
     def remainder(self, order):
@@ -51,11 +54,6 @@ class Reach:
         """Bounds on what the orders beyond ``order`` add to A, B and C."""
         rest = self.remainder(order)
         return rest * self.square, rest * self.square_y, (order + 1) * rest * self.square
-
-
-def less_sign(side, moment, moment_y):
-    """Bound on E[|y| x] from E[x] and E[y x], x ≥ 0: |y| ≤ 2 max(y, 0) − y."""
-    return (2 * side.peak.clamp_min(0)[:, 0] * moment - moment_y).clamp_min(0)
 
 
 def combined(a, d, errors, measured):
@@ -76,13 +74,12 @@ def choose(side, joint, fan, variants, suspects, tolerance):
     reaches = [
         Reach(side, v.gain[rows] * size, v.others[0][rows], square, square_y) for v in variants
     ]
+    excesses = [v.sums.excess()[rows] for v in variants]
     costs = [BANDED * suspects[rows].float().mean(-1)]
     for order in ORDERS:
         left = torch.zeros_like(suspects[rows])
-        for variant, reach in zip(variants, reaches):
-            one = torch.ones_like(reach.h)
-            d = variant.excess[rows]
-            left |= ~(combined(one, d, reach.errors(order), variant.columns) <= tolerance)
+        for variant, reach, d in zip(variants, reaches, excesses):
+            left |= ~(combined(1, d, reach.errors(order), variant.columns) <= tolerance)
         columns = sum(
             2 * powers(k) - 1 if not side.same else powers(k) for k in range(1, order + 1)
         )
@@ -221,9 +218,8 @@ class Higher:
             cubed = g * c.pow(3) / 6 * grown
             cross = cubed * (self.alone[4] * both).sqrt()
             cross_y = cubed * (self.steep * both).sqrt()
-            cross_y = cross_y + g.pow(3) * c.square() / 12 * grown * less_sign(
-                self.side, both, both_y
-            )
+            both_y = without_sign(self.side.peak[:, 0], both, both_y)
+            cross_y = cross_y + g.pow(3) * c.square() / 12 * grown * both_y
             error_a, error_b, error_c = error_a + cross, error_b + cross_y, error_c + 4 * cross
         return error_a, error_b, error_c
 

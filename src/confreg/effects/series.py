@@ -95,8 +95,7 @@ class Variant:
 
     def judge(self, tolerance):
         """Second order's effects, and the pairs whose bound exceeds the tolerance."""
-        self.excess = (self.sums.b + self.sums.c) / self.sums.a
-        self.values = self.read(self.sums.a.log(), self.excess, self.at)
+        self.values = self.read(self.sums.a.log(), self.sums.excess(), self.at)
         self.suspects = ~(self.bound(self.sums) <= tolerance)
 
     def read(self, log_a, excess, at):
@@ -125,7 +124,7 @@ class Variant:
         gain, mean = self.gain[rows, token], self.joint.mean[rows, token]
         sums = band.add(sums, u, gain, coefficients, mean)
         at = {name: f[rows, token] for name, f in self.at.items()}
-        self.values[rows, token] = self.read(sums.a.log(), (sums.b + sums.c) / sums.a, at)
+        self.values[rows, token] = self.read(sums.a.log(), sums.excess(), at)
         return sums
 
 

@@ -42,9 +42,9 @@ class Sums:
         a, b, c, f2, y2, reach, noise = (value[rows] for value in values)
         return Sums(a, b, c, f2, y2, self.peak, reach, noise)
 
-    def y_abs(self):
-        """Bound on E_p[|y| f²] over the part that was not summed: |y| ≤ 2 max(peak, 0) − y."""
-        return (2 * self.peak.clamp_min(0) * self.f2 - self.y2).clamp_min(0)
+    def excess(self):
+        """(B + C)/A: what the entropy falls short of log A by."""
+        return (self.b + self.c) / self.a
 
     def remainder(self):
         """|f|³ e^|f| less E_p[f²]."""
@@ -64,13 +64,19 @@ class Sums:
         The entropy's leading term is E_p[f³ (y + 2 − D)] / 6, D = B + C. What follows it is at most
         E_p[f⁴ e^|f| ((1 + |D| + |y|)/24 + 1/6)].
         """
-        f2, y, d = self.f2 + self.noise, self.y_abs(), (self.b + self.c).abs()
+        f2, d = self.f2 + self.noise, (self.b + self.c).abs()
+        y = without_sign(self.peak, self.f2, self.y2)
         # |y + 2| is |y| − 2 where all y are below −2, as in most tails.
         leading = y + torch.where(self.peak < -2, -2, 2) * f2 + d * f2
         rest = (y + (1 + d) * f2) / 24 + f2 / 6
         bound = self.remainder() * (leading.clamp_min(0) / 6 + self.reach * rest)
         # Where y + 2 vanishes in the tail, the loss is the harder one.
         return torch.maximum(bound + (2 + d) * self.noise, self.loss_bound())
+
+
+def without_sign(peak, moment, moment_y):
+    """Bound on E[|y| x] from E[x] and E[y x], x ≥ 0, where y ≤ peak: |y| ≤ 2 max(peak, 0) − y."""
+    return (2 * peak.clamp_min(0) * moment - moment_y).clamp_min(0)
 
 
 def second_order(side, joint, gain, coefficients):
