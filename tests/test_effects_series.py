@@ -179,7 +179,7 @@ def test_what_all_logits_share_costs_no_digits(post):
 
 def test_bounds_hold_where_likely_tokens_move_alike_and_where_y_is_near_minus_two():
     """Constructed: stage 1's sums of one pair against float64, and its bound."""
-    from confreg.effects.sums import Sums
+    from confreg.effects.sums import Sums, tail
 
     generator = torch.Generator().manual_seed(0)
     for trial in range(300):
@@ -196,7 +196,9 @@ def test_bounds_hold_where_likely_tokens_move_alike_and_where_y_is_near_minus_tw
         a, b, c = p @ f.exp(), (p * y) @ f.exp(), (p * f) @ f.exp()
         a2, b2, c2 = a - p @ lost, b - (p * y) @ lost, c - p @ lost_c
         f2, y2 = (p * f.square())[rest].sum(), (p * y * f.square())[rest].sum()
-        sums = Sums(a2, b2, c2, f2, y2, y[rest].max(), f.abs().max(), torch.tensor(0.0))
+        reach = f.abs().max()
+        table = a2, b2, c2, f2, y2, reach, tail(reach, 3), tail(reach, 4), torch.zeros_like(reach)
+        sums = Sums(torch.stack(table), y[rest].max())
         loss = (a.log() - a2.log()).abs()
         entropy = (a.log() - (b + c) / a - a2.log() + (b2 + c2) / a2).abs()
         assert loss <= sums.loss_bound() + 1e-13

@@ -1,14 +1,17 @@
 """The closed form, evaluated pair by pair: O(V) a neuron and token, no unembedding."""
 
+import math
+import threading
+
 import torch
 
 from .geometry import Coefficients
 from .measures import TILTED, change, measures_of, outcome, paired, split, variants_of
+from .parallel import hand_on
 from .temperature import tempering
 
-CACHED = 2**18  # numbers at once: what a few passes find in the cache
-PIECE = 2**12  # terms that a float32 product adds up one by one, losing digits as it goes
-ROWS = 64  # neurons at once: theirs of a piece are what is cached
+CACHED = 2**19  # numbers at once: what a few passes find in the cache
+PIECE = 2**13  # terms that a float32 product adds up one by one, losing digits as it goes
 SAFE = 20.0  # |f| up to which float32 sums of f e^f keep their digits
 LOG2E = 1.4426950408889634  # exp2 is twice as fast as exp
 
@@ -59,6 +62,20 @@ class Base:
         return rows if self.frequency is None else [*rows, self.frequency.to(dtype)]
 
 
+class Scratch(threading.local):
+    """Memory that a thread works in again and again: the first touch costs as much as the work."""
+
+    def __init__(self):
+        self.held = {}
+
+    def take(self, name, shape, like):
+        """An uninitialised tensor of a shape, which the next one of its name overwrites."""
+        size, key = math.prod(shape), (name, like.dtype)
+        if key not in self.held or self.held[key].numel() < size:
+            self.held[key] = like.new_empty(size)
+        return self.held[key][:size].view(shape)
+
+
 class Fan:
     """What a chunk of neurons adds to raw logits.
 
@@ -82,16 +99,20 @@ class Fan:
     """
 
     def __init__(self, u, centre=None, frequency=None, p_frequency=None):
-        self.u = u if centre is None else u.sub_((u @ centre)[:, None])
-        self.low, self.high = self.u.amin(-1), self.u.amax(-1)
+        self.u = u
+        extremes = []
+        for some in u.split(max(1, CACHED // u.shape[1])):
+            if centre is not None:
+                some.sub_((some @ centre)[:, None])
+            extremes.append((some.amin(-1), some.amax(-1)))
+        self.low, self.high = (torch.cat(same) for same in zip(*extremes))
+        self.scratch = Scratch()
         self.along = None if frequency is None else self.product(frequency)
         self.at_frequency = None if p_frequency is None else self.product(p_frequency)
 
     def product(self, weights):
         """u @ weights, (n,), without the digits that a long product loses."""
-        pieces = zip(self.u.split(PIECE, -1), weights.split(PIECE))
-        parts = torch.stack([some @ part for some, part in pieces])
-        return parts.sum(0, dtype=torch.float64).to(self.u.dtype)
+        return total(products(self.u, weights)).to(self.u.dtype)
 
 
 class Tilt:
@@ -109,6 +130,7 @@ class Tilt:
         self.p, self.py = p.to(dtype), (p * (log_p - p @ log_p)).to(dtype)
         variables = base.variables(token, torch.float64)
         self.variables = [(q - p @ q).to(dtype) for q in variables]
+        self.most = [q.abs().amax() for q in self.variables]
         self.unigrams = None if base.p_frequency is None else base.p_frequency.to(dtype)
         self.scale = base.readout.scale
         self.target = int(base.targets[token])
@@ -119,35 +141,35 @@ class Tilt:
         """The largest |f|, (m,), given the extremes of u."""
         gain = (coefficients.gain * self.scale).abs()
         reach = gain * torch.maximum(high.abs(), low.abs())
-        for c, q in zip(others(coefficients), self.variables):
-            reach = reach + c.abs() * q.abs().amax()
+        for c, most in zip(others(coefficients), self.most):
+            reach = reach + c.abs() * most
         return reach
 
     def effects(self, fan, rows, variants):
         """Measures of the neurons ``rows`` of a fan, for each `Coefficients`: list of dict."""
         parts = []
-        for group in torch.arange(len(rows), device=rows.device).split(ROWS):
+        scratch = fan.scratch
+        groups = -(-len(rows) * PIECE // CACHED)
+        for group in torch.arange(len(rows), device=rows.device).tensor_split(groups):
             tilts = [Tilted(self, fan, rows[group], c.at(group)) for c in variants]
-            # Many rows fill the cache with what a product may add up; few need longer ones.
-            size = PIECE if 2 * len(group) > ROWS else CACHED // len(group)
+            # Under p, about: e^f stays near one whatever a neuron adds to all logits.
+            mean = fan.u[rows[group, None], self.likely].to(self.p.dtype) @ self.likely_p
+            size = CACHED // (len(group) * PIECE) * PIECE
             for start in range(0, len(self.p), size):
                 some = slice(start, start + size)
                 # All variants push by the same u: fetched once.
-                u = fan.u[:, some].index_select(0, rows[group]).to(self.p.dtype)
+                u = fan.u[:, some]
+                u = torch.index_select(
+                    u, 0, rows[group], out=scratch.take("u", (len(group), u.shape[1]), u)
+                ).to(self.p.dtype)
+                u.sub_(mean[:, None])
                 for tilt in tilts:
-                    tilt.add(u, some)
+                    tilt.add(u, some, scratch)
             parts.append([tilt.measures() for tilt in tilts])
         return [
             {name: torch.cat([part[name] for part in same]) for name in same[0]}
             for same in zip(*parts)
         ]
-
-
-def weighted(values, weights):
-    """values @ weights, (m, K) and (K,), without the digits that a long product loses."""
-    if values.shape[-1] <= PIECE:
-        return values @ weights
-    return (values * weights).sum(-1)  # added up pairwise
 
 
 class Tilted:
@@ -156,42 +178,49 @@ class Tilted:
     def __init__(self, tilt, fan, rows, coefficients):
         self.tilt = tilt
         self.gain = (coefficients.gain * (tilt.scale * LOG2E))[:, None]
-        # About f's mean under p: e^f stays near one whatever the neuron adds to all logits.
-        shift = fan.u[rows[:, None], tilt.likely].to(self.gain.dtype) @ tilt.likely_p
-        self.shift = shift[:, None] * self.gain
         self.moved = [
             ((c * LOG2E)[:, None], q)
             for c, q in zip(others(coefficients), tilt.variables)
             if c.any()
         ]
-        self.a = self.b = self.c = self.at_frequency = torch.zeros_like(shift, dtype=torch.float64)
-        self.at_target = torch.full_like(shift, torch.nan)
+        self.a, self.b, self.c, self.at_frequency = [], [], [], []
+        self.at_target = torch.full_like(coefficients.gain, torch.nan)
 
-    def add(self, u, some):
+    def add(self, u, some, scratch):
         """Add a slice of the vocabulary, where the neurons' u are (m, v)."""
         tilt = self.tilt
-        p, py = tilt.p[some], tilt.py[some]
-        f = torch.mul(u, self.gain).sub_(self.shift)
+        f = torch.mul(u, self.gain, out=scratch.take("f", u.shape, u))
         for c, q in self.moved:
             f.addcmul_(c, q[some])
         if some.start <= tilt.target < some.stop:
             self.at_target = f[:, tilt.target - some.start] / LOG2E
         if tilt.unigrams is not None:
-            self.at_frequency = self.at_frequency + weighted(f, tilt.unigrams[some]) / LOG2E
-        tilted = f.exp2()
-        self.c = self.c + weighted(f.mul_(tilted), p) / LOG2E
+            self.at_frequency += products(f, tilt.unigrams[some])
+        tilted = torch.exp2(f, out=scratch.take("tilted", f.shape, f))
+        self.c += products(f.mul_(tilted), tilt.p[some])
         # Less one, lest the tail's small terms are lost in a sum near one.
-        self.a = self.a + weighted(tilted.sub_(1), p)
-        self.b = self.b + weighted(tilted, py)
+        self.a += products(tilted.sub_(1), tilt.p[some])
+        self.b += products(tilted, tilt.py[some])
 
     def measures(self):
         """`measures.TILTED`, dict of (m,)."""
-        log_a = torch.log1p(self.a)
-        return {
-            "loss": log_a - self.at_target,
-            "entropy": log_a - (self.b + self.c) / (1 + self.a),
-            "kl_frequency": log_a - self.at_frequency,
-        }
+        a, b, c = total(self.a), total(self.b), total(self.c) / LOG2E
+        log_a = torch.log1p(a)
+        out = {"loss": log_a - self.at_target, "entropy": log_a - (b + c) / (1 + a)}
+        if self.at_frequency:
+            out["kl_frequency"] = log_a - total(self.at_frequency) / LOG2E
+        return out
+
+
+def products(values, weights):
+    """The parts that values @ weights, (m,), is the sum of, each of terms few enough."""
+    pairs = zip(values.split(PIECE, -1), weights.split(PIECE))
+    return [some @ part for some, part in pairs]
+
+
+def total(parts):
+    """Their sum, in float64."""
+    return torch.stack(parts).sum(0, dtype=torch.float64)
 
 
 def others(coefficients):
@@ -278,9 +307,12 @@ def exact(base, fan, coefficients, effects):
     n, tokens = len(fan.u), len(base.raw)
     out = fan.u.new_empty(n, tokens, len(effects))
     rows = torch.arange(n, device=out.device)
-    for token in range(tokens):
+
+    def fill(token, _):
         pairs = {name: c.at(rows, token) for name, c in coefficients.items()}
         out[:, token] = exact_token(base, fan, token, pairs, effects, rows)
+
+    hand_on(lambda token: None, fill, tokens, out.device)
     return out
 
 

@@ -11,9 +11,11 @@ Temperatures change little, so that few powers of q go with powers of û (`power
 bounds all that is left out; the derivation is in docs/effects.md.
 """
 
+import math
+
 import torch
 
-from .sums import without_sign
+from .sums import tail, without_sign
 
 ORDERS = (3, 4, 5, 6, 8, 10)
 EXACT, BANDED = 100.0, 50.0
@@ -22,38 +24,97 @@ EXACT, BANDED = 100.0, 50.0
 
 def powers(k):
     """How many powers of q go with ûᵏ in A; in B one less."""
-    return 4 if k < 3 else 3
+    return 5 if k < 3 else 4 if k < 5 else 3
 
 
-class Reach:
-    """How far the ablations of some pairs reach, and their second moments: tensors of one shape.
+def even(order):
+    """The highest even power of û that an order knows the moment of."""
+    return order // 2 * 2
+
+
+class Alone:
+    """The tokens' moments that û does not enter.
 
     Attributes
     ----------
-    h : |ĝ| + |c| max|q|, which no |f| exceeds
-    square, square_y : bounds on E[h²] and E[|y| h²], with h = |ĝ û| + |c q|
+    q, y : lists of Tensor (T,)
+        E[qˡ] and E[y qˡ], to the powers that the highest of `ORDERS` takes.
+    steep : dict of int to Tensor (T,)
+        E[y² qˡ].
+    mean_p : Tensor (V,)
+        Mean of p over the tokens.
     """
 
-    def __init__(self, side, g, c, square, square_y):
-        q_square, q_square_y = side.qq[0][0], side.qq_y[0][0]
-        g, c = g.abs(), c.abs()
-        self.h = g + c * side.reach[0][:, 0]
-        # Minkowski's inequality.
-        self.square = (g * square.sqrt() + c * q_square.sqrt()).square()
-        peak = side.peak[:, 0]
-        root = without_sign(peak, square, square_y).sqrt()
-        root_q = without_sign(peak, q_square, q_square_y).sqrt()
-        self.square_y = (g * root + c * root_q).square()
+    def __init__(self, side):
+        zero, count = torch.zeros_like(side.log_p[:, 0]), ORDERS[-1] + 4
+        self.q, self.y = [zero] * count, [zero] * (count - 1)
+        self.steep = dict.fromkeys((2, 4, 6), zero)
+        mean_p = []
+        for some in side.blocks:
+            p, py, (q, *_) = side.weights(some)
+            mean_p.append(p.mean(0))
+            self.q = [x + column.sum(-1) for x, column in zip(self.q, timesing(p, q, count))]
+            if not side.same:
+                y = side.log_p[:, some] + side.entropy
+                for i, column in enumerate(timesing(py, q, count - 1)):
+                    self.y[i] = self.y[i] + column.sum(-1)
+                    if i in self.steep:
+                        self.steep[i] = self.steep[i] + (column * y).sum(-1)
+        if side.same:  # q is y
+            self.y, self.steep = self.q[1:], {k: self.q[k + 2] for k in self.steep}
+        self.mean_p = torch.cat(mean_p)
 
-    def remainder(self, order):
-        """Σ hⁿ/n! over n > order is at most this much times h²."""
-        h = torch.where(self.h < 30, self.h, torch.nan)  # beyond, float32 has no digits left
-        return h.pow(order - 1) * h.exp() / torch.exp(torch.lgamma(torch.as_tensor(order + 2.0)))
+    def even(self, side, power):
+        """E[qⁿ] and a bound on E[|y| qⁿ] of an even power."""
+        return self.q[power], without_sign(side.peak[:, 0], self.q[power], self.y[power])
+
+
+def timesing(p, q, count):
+    """p, p·q, p·q² ... one at a time."""
+    for _ in range(count):
+        yield p
+        p = p * q
+
+
+class Reach:
+    """h = |ĝ û| + |c q|, which no |f| exceeds, of some pairs: tensors of one shape.
+
+    Parameters
+    ----------
+    g, c : Tensor
+    most_q : Tensor
+        Largest |q|.
+    power : int
+        An even n.
+    u, q : pairs of Tensor
+        E[ûⁿ] and a bound on E[|y| ûⁿ]; E[qⁿ] and a bound on E[|y| qⁿ].
+
+    Attributes
+    ----------
+    most : the largest h
+    moment, moment_y : bounds on E[hⁿ] and E[|y| hⁿ]
+    """
+
+    def __init__(self, g, c, most_q, power, u, q):
+        g, c = g.abs(), c.abs()
+        self.most = g + c * most_q
+        self.power = power
+        # Minkowski's inequality.
+        self.moment, self.moment_y = (
+            (g * x.pow(1 / power) + c * z.pow(1 / power)).pow(power) for x, z in zip(u, q)
+        )
 
     def errors(self, order):
         """Bounds on what the orders beyond ``order`` add to A, B and C."""
-        rest = self.remainder(order)
-        return rest * self.square, rest * self.square_y, (order + 1) * rest * self.square
+        n = order + 1
+        left = self.most.pow(n - self.power) / math.factorial(n)
+        rest = left * tail(self.most, n)
+        # In C a term counts its order times: h Σ hᵏ/k! from ``order`` on.
+        return (
+            rest * self.moment,
+            rest * self.moment_y,
+            n * left * tail(self.most, order) * self.moment,
+        )
 
 
 def combined(a, d, errors, measured):
@@ -66,19 +127,22 @@ def combined(a, d, errors, measured):
     return ((1 + d.abs()) * error_a + error_b + error_c) / least
 
 
-def choose(side, joint, fan, variants, suspects, tolerance):
+def choose(side, joint, fan, variants, suspects, tolerance, alone):
     """The neurons for which higher orders pay, and the orders: (m,) int64 each, highest first."""
     rows = (suspects.float().mean(-1) > 0.05).nonzero()[:, 0]
     size = largest(fan)[rows, None]
     square, square_y = (x[rows] / size.square() for x in joint.uncentred_squares())
-    reaches = [
-        Reach(side, v.gain[rows] * size, v.others[0][rows], square, square_y) for v in variants
-    ]
+    square_y = without_sign(side.peak[:, 0], square, square_y)
+    typical = typical_powers(side, fan, rows, size, alone.mean_p)
     excesses = [v.sums.excess()[rows] for v in variants]
     costs = [BANDED * suspects[rows].float().mean(-1)]
     for order in ORDERS:
         left = torch.zeros_like(suspects[rows])
-        for variant, reach, d in zip(variants, reaches, excesses):
+        n = even(order)
+        u = [x * typical[n] for x in (square, square_y)]
+        for variant, d in zip(variants, excesses):
+            g, c = variant.gain[rows] * size, variant.others[0][rows]
+            reach = Reach(g, c, side.reach[0][:, 0], n, u, alone.even(side, n))
             left |= ~(combined(1, d, reach.errors(order), variant.columns) <= tolerance)
         columns = sum(
             2 * powers(k) - 1 if not side.same else powers(k) for k in range(1, order + 1)
@@ -89,6 +153,17 @@ def choose(side, joint, fan, variants, suspects, tolerance):
     orders, place = orders.sort(descending=True)
     count = int((orders > 2).sum())
     return rows[place[:count]], orders[:count]
+
+
+def typical_powers(side, fan, rows, size, mean_p):
+    """E[ûⁿ]/E[û²] under the tokens' mean distribution: dict of the even n to (m, 1)."""
+    wanted = range(2, ORDERS[-1] + 1, 2)
+    found = {n: torch.zeros_like(size[:, 0]) for n in wanted}
+    for some in side.blocks:
+        square = fan.u[:, some].index_select(0, rows).div_(size).square_()
+        for n, column in zip(wanted, timesing(square, square, len(wanted))):
+            found[n] += column @ mean_p[some]
+    return {n: (x / found[2].clamp_min(1e-30))[:, None] for n, x in found.items()}
 
 
 def largest(fan):
@@ -107,10 +182,12 @@ class Higher:
     fan : Fan
     rows, orders : Tensor (m,) int64
         The neurons and their orders, the highest first.
+    alone : Alone
     """
 
-    def __init__(self, side, joint, fan, rows, orders):
+    def __init__(self, side, joint, fan, rows, orders, alone):
         self.side = side
+        self.alone = alone
         self.rows = rows
         self.orders = orders
         self.size = largest(fan)[rows, None]
@@ -136,10 +213,6 @@ class Higher:
         """All other moments, block by block of the vocabulary."""
         side, same = self.side, self.side.same
         tokens = len(side.log_p)
-        zero = torch.zeros_like(side.log_p[:, 0])
-        # E[qˡ], E[y qˡ] and E[y² q⁴]. Where q is y, they are powers of y.
-        self.alone = [zero] * (self.top + 4)
-        self.alone_y, self.steep = [zero] * (self.top + 3), zero
         every = range(1, self.top + 1)
         missing = {k: powers(k) - len(self.moments.get(k, [])) for k in every}
         missing_y = {k: powers(k) - 1 - len(self.moments_y.get(k, [])) for k in every}
@@ -147,26 +220,21 @@ class Higher:
         found_y = {k: u.new_zeros(self.counts[k], missing_y[k] * tokens) for k in every if not same}
         for some in side.blocks:
             p, py, (q, *_) = side.weights(some)
-            columns, columns_y = [p], [py]
-            for _ in self.alone[1:]:
-                columns.append(columns[-1] * q)
-            self.alone = [x + column.sum(-1) for x, column in zip(self.alone, columns)]
-            if not same:
-                for _ in self.alone_y[1:]:
-                    columns_y.append(columns_y[-1] * q)
-                self.alone_y = [x + column.sum(-1) for x, column in zip(self.alone_y, columns_y)]
-                y = side.log_p[:, some] + side.entropy
-                self.steep = self.steep + (columns_y[4] * y).sum(-1)
+            columns = torch.cat(list(timesing(p, q, powers(1))))
+            columns_y = (
+                columns[tokens:] if same else torch.cat(list(timesing(py, q, powers(1) - 1)))
+            )
             part = u[:, some].index_select(0, self.rows).div_(self.size)
-            power = part
+            power = part.clone()
             for k in every:
                 power = power[: self.counts[k]]
-                power = power * part[: len(power)] if k > 1 else power
-                add(found[k], power, columns[powers(k) - missing[k] : powers(k)])
+                if k > 1:
+                    power.mul_(part[: len(power)])
+                last = powers(k)
+                add(found[k], power, columns[(last - missing[k]) * tokens : last * tokens])
                 if not same:
-                    add(found_y[k], power, columns_y[powers(k) - 1 - missing_y[k] : powers(k) - 1])
-        if same:
-            self.alone_y, self.steep = self.alone[1:], self.alone[6]
+                    some_y = slice((last - 1 - missing_y[k]) * tokens, (last - 1) * tokens)
+                    add(found_y[k], power, columns_y[some_y])
         for k in every:
             self.moments.setdefault(k, []).extend(found[k].split(tokens, 1))
             if same:
@@ -193,35 +261,67 @@ class Higher:
                     continue
                 m = self.counts[order]
                 factor = term(g[:m], k) * term(c[:m], j)
-                x = factor * (self.alone[j] if alone else self.moments[k][j][:m])
+                x = factor * (self.alone.q[j] if alone else self.moments[k][j][:m])
                 a[:m] += x
                 d[:m] += order * x
                 if alone:
-                    b[:m] += factor * self.alone_y[j]
+                    b[:m] += factor * self.alone.y[j]
                 elif j < powers(k) - 1:
                     b[:m] += factor * self.moments_y[k][j][:m]
         return a, b, d, self.errors(g, c, moved)
 
     def errors(self, g, c, moved):
         """Bounds on the errors of A, B and C."""
-        square, square_y = self.moments[2][0].clamp_min(0), self.moments_y[2][0]
-        reach = Reach(self.side, g, c, square, square_y)
-        error_a, error_b, error_c = reach.errors(self.orders[:, None])
-        grown = reach.h.exp()
+        parts = []
+        orders, counts = self.orders.unique_consecutive(return_counts=True)
+        ends = counts.cumsum(0).tolist()
+        for order, count, end in zip(orders.tolist(), counts.tolist(), ends):
+            reach = self.reach(g, c, slice(end - count, end), even(order))
+            parts.append(reach.errors(order))
+        error_a, error_b, error_c = (torch.cat(same) for same in zip(*parts))
+        reach = self.reach(g, c, slice(None), 2)
+        grown = reach.most.exp()
         # Sums of float32: some units in their last place.
-        rounding = 3e-7 * grown * reach.square.sqrt()
-        error_a, error_b = error_a + rounding, error_b + 3e-7 * grown * reach.square_y.sqrt()
+        rounding = 3e-7 * grown * reach.moment.sqrt()
+        error_a, error_b = error_a + rounding, error_b + 3e-7 * grown * reach.moment_y.sqrt()
         error_c = error_c + rounding
-        if moved:  # products with higher powers of q than there are
-            g, c = g.abs(), c.abs()
-            both, both_y = self.moments[2][2].clamp_min(0), self.moments_y[2][2]
-            cubed = g * c.pow(3) / 6 * grown
-            cross = cubed * (self.alone[4] * both).sqrt()
-            cross_y = cubed * (self.steep * both).sqrt()
-            both_y = without_sign(self.side.peak[:, 0], both, both_y)
-            cross_y = cross_y + g.pow(3) * c.square() / 12 * grown * both_y
-            error_a, error_b, error_c = error_a + cross, error_b + cross_y, error_c + 4 * cross
+        if moved:
+            crossed = self.crossed(g.abs(), c.abs())
+            error_a, error_b, error_c = (
+                x + y for x, y in zip((error_a, error_b, error_c), crossed)
+            )
         return error_a, error_b, error_c
+
+    def crossed(self, g, c):
+        """Bounds on what products with more powers of q than there are add to A, B and C."""
+        most = c * self.side.reach[0][:, 0]
+        a = b = d = torch.zeros_like(g)
+        for k in (1, 3, 5):  # from where `powers` are fewer
+            j, square = powers(k), self.squares(k)
+            x, x_early = (from_on(g, k, g, n) for n in (k, k - 1))
+            # E[|û|ᵏ qʲ] by the inequality of Cauchy and Schwarz.
+            moment = (square * self.alone.q[2 * j - 2]).sqrt()
+            moment_y = (square * self.alone.steep[2 * j - 4]).sqrt()
+            a = a + x * from_on(c, j, most, j) * moment
+            b = b + x * from_on(c, j - 1, most, j - 1) * moment_y
+            # A term counts its order times.
+            d = d + (k + j) * x_early * from_on(c, j, most, j - 1) * moment
+        return a, b, d
+
+    def squares(self, k):
+        """E[û²ᵏ q²], (m, T), or of a lower power of û: no less, as |û| ≤ 1."""
+        out = self.moments[2][2][:0]
+        for power in range(min(2 * k, even(self.top)), 0, -2):
+            out = torch.cat((out, self.moments[power][2][len(out) :]))
+        return out.clamp_min(0)
+
+    def reach(self, g, c, some, power):
+        """`Reach` of some of the neurons, from one of the moments."""
+        u, u_y = (kind[power][0][some] for kind in (self.moments, self.moments_y))
+        u = u.clamp_min(0)
+        u = u, without_sign(self.side.peak[:, 0], u, u_y)
+        most_q, q = self.side.reach[0][:, 0], self.alone.even(self.side, power)
+        return Reach(g[some], c[some], most_q, power, u, q)
 
 
 def term(x, k):
@@ -232,7 +332,13 @@ def term(x, k):
     return out
 
 
+def from_on(x, n, most, start):
+    """Σ (x z)ᵏ/k! over k ≥ n, as a multiple of zⁿ, where x z ≤ ``most``: with ``start`` n; of k/n
+    times the terms with one less."""
+    return x.pow(n) / math.factorial(n) * tail(most, start)
+
+
 def add(sums, power, columns):
-    """Add a slice's products of powers of û with columns (T, v) of p."""
-    if columns:
-        sums.addmm_(power, torch.cat(columns).T)
+    """Add a slice's products of powers of û with columns (K, v) of p."""
+    if len(columns):
+        sums.addmm_(power, columns.T)

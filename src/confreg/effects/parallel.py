@@ -4,16 +4,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+WORKERS = 4
+"""Tokens at once. More would wait for Python's lock: they get more threads each instead."""
+
 
 def hand_on(first, then, count, device):
     """``then(token, first(token))`` for ``count`` tokens: list of what it returned.
 
-    On a CPU every operation has one thread: they are too short for waking others to pay. ``first``,
-    of the shortest, is done before; ``then``, of operations long enough to wait for Python's lock,
-    on every core.
+    On a CPU operations of ``first``, of the shortest, have one thread and are done before: they are
+    too short for waking others to pay. ``then``, of operations long enough to wait for Python's
+    lock, runs for several tokens side by side.
     """
     threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
+    workers = min(threads, count, WORKERS)
+    if device.type != "cpu" or workers == 1:
         return [then(token, first(token)) for token in range(count)]
 
     def alone(token, given):
@@ -23,7 +27,8 @@ def hand_on(first, then, count, device):
     try:
         torch.set_num_threads(1)
         found = [first(token) for token in range(count)]
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        each = (threads // workers,)
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=each) as pool:
             return list(pool.map(alone, range(count), found))
     finally:
         torch.set_num_threads(threads)

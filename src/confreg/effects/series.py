@@ -22,11 +22,11 @@ The derivation is in docs/effects.md.
 import torch
 
 from .exact import LOG2E, exact_token, frequency_kept, others
-from .higher import Higher, choose, combined
+from .higher import Alone, Higher, choose, combined
 from .measures import TILTED, split, variants_of
 from .moments import Joint, Side
 from .parallel import hand_on
-from .sums import Sums, second_order
+from .sums import second_order
 
 BANDS = (-9.0, -12.7)
 """Log probabilities at which the bands of stage 2 end: some 200 and 2,000 entries in all."""
@@ -60,11 +60,7 @@ class Band:
         a = beyond @ self.p - f2 / 2
         b = beyond @ self.py - y2 / 2
         c = beyond.mul_(f) @ self.p
-        left = torch.maximum(sums.f2 - f2, 1e-6 * sums.f2)
-        return Sums(
-            sums.a + a, sums.b + b, sums.c + c,
-            left, sums.y2 - y2, self.peak, sums.reach, sums.noise,
-        )  # fmt: skip
+        return sums.summed(a, b, c, f2, y2, self.peak)
 
 
 class Variant:
@@ -85,6 +81,8 @@ class Variant:
         if "kl_frequency" in columns:
             at_frequency = fan.at_frequency[:, None]
             self.at["kl_frequency"] = self.less_mean(at_frequency, side.at_frequency)
+        # One tensor, so that pairs are picked from it at once.
+        self.pairs = torch.stack((self.gain, joint.mean, *self.others, *self.at.values()))
 
     def less_mean(self, u, variables):
         """f (n, T) from values, or means, of u (n, T) and of the centred variables (T,)."""
@@ -120,10 +118,9 @@ class Variant:
 
     def improve(self, sums, band, u, rows, token):
         """Stage 2: the `Sums` of some neurons with one token, after one more band."""
-        coefficients = [c[rows, token] for c in self.others]
-        gain, mean = self.gain[rows, token], self.joint.mean[rows, token]
+        gain, mean, *rest = self.pairs[:, rows, token]
+        coefficients, at = rest[: len(self.others)], dict(zip(self.at, rest[len(self.others) :]))
         sums = band.add(sums, u, gain, coefficients, mean)
-        at = {name: f[rows, token] for name, f in self.at.items()}
         self.values[rows, token] = self.read(sums.a.log(), sums.excess(), at)
         return sums
 
@@ -220,9 +217,10 @@ def raise_orders(variants, side, joint, fan, tolerance):
     raised = torch.zeros_like(suspects[:, 0])
     # What else a variant adds, its powers would have to meet u's too.
     if all(len(one.others) == 1 for one in variants):
-        rows, orders = choose(side, joint, fan, variants, suspects, tolerance)
+        alone = Alone(side)
+        rows, orders = choose(side, joint, fan, variants, suspects, tolerance, alone)
         if len(rows):
-            higher = Higher(side, joint, fan, rows, orders)
+            higher = Higher(side, joint, fan, rows, orders, alone)
             for one in variants:
                 one.raise_order(higher, tolerance)
             raised[rows] = True
