@@ -1,6 +1,7 @@
 """The engine ``series`` against brute force in float64: it may not be off by its tolerance."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -227,6 +228,49 @@ def test_higher_orders_are_within_their_bounds(bias, sharpness, order, monkeypat
         assert error.max() < tolerance + FLOAT32
         kept.append(1 - float(out["recomputed"] / out["pairs"]))
     assert 0 < kept[0] < kept[2] > 0.5
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("order", [3, 4, 5, 6, 8, 10])
+def test_what_higher_orders_leave_out_of_each_sum_is_within_its_bound(order, bias):
+    """In float64, sum by sum, at gains and temperatures from small to large."""
+    from confreg.effects.exact import Base, Fan
+    from confreg.effects.higher import Alone, Higher
+    from confreg.effects.moments import Joint, Side
+
+    generator = torch.Generator().manual_seed(order)
+    tokens, vocabulary, neurons = 12, 300, 10
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    offset = normal(vocabulary) if bias else torch.zeros(vocabulary, dtype=torch.float64)
+    readout = SimpleNamespace(
+        finish=lambda raw: raw, scale=1.0, offset=offset, shifted=bias, softcap=None
+    )
+    base = Base(readout, 3 * normal(tokens, vocabulary), torch.zeros(tokens, dtype=torch.int64))
+    fan = Fan(normal(neurons, vocabulary) * normal(neurons, vocabulary).square())
+    side = Side(base)
+    joint = Joint(side, fan)
+    rows = torch.arange(neurons)
+    higher = Higher(side, joint, fan, rows, torch.full_like(rows, order), Alone(side))
+    gain = normal(neurons, tokens) * torch.logspace(-3, -1, neurons)[:, None]
+    c = 0.1 * normal(neurons, tokens) * torch.logspace(-2, 0, tokens)
+    found = higher.sums(gain, c)
+
+    p = side.log_p.exp()
+    y = side.log_p + side.entropy
+    q = base.raw - offset
+    f = gain[..., None] * fan.u[:, None] + c[..., None] * (q - (p * q).sum(-1, True))
+    true = (
+        (p * f.expm1()).sum(-1), (p * y * f.exp()).sum(-1), (p * f * f.exp()).sum(-1)
+    )  # fmt: skip
+    tight = []
+    for mine, exact, bound in zip(found[:3], true, found[3]):
+        error = (mine - exact).abs()
+        assert (error <= bound + 1e-13).all()
+        tight.append((error / bound)[bound < 1])
+    assert torch.cat(tight).max() > 0.3, "nothing here would find too small a bound"
 
 
 def test_each_neuron_gets_the_order_that_pays(monkeypatch):

@@ -11,7 +11,8 @@ from .parallel import hand_on
 from .temperature import tempering
 
 CACHED = 2**19  # numbers at once: what a few passes find in the cache
-PIECE = 2**13  # terms that a float32 product adds up one by one, losing digits as it goes
+PIECE = 2**11  # terms that a float32 product adds up one by one, losing digits as it goes
+MANY = 32  # rows for which products of so few terms are the fastest sums
 SAFE = 20.0  # |f| up to which float32 sums of f e^f keep their digits
 LOG2E = 1.4426950408889634  # exp2 is twice as fast as exp
 
@@ -195,12 +196,12 @@ class Tilted:
         if some.start <= tilt.target < some.stop:
             self.at_target = f[:, tilt.target - some.start] / LOG2E
         if tilt.unigrams is not None:
-            self.at_frequency += products(f, tilt.unigrams[some])
+            self.at_frequency += weighted(f, tilt.unigrams[some], scratch)
         tilted = torch.exp2(f, out=scratch.take("tilted", f.shape, f))
-        self.c += products(f.mul_(tilted), tilt.p[some])
+        self.c += weighted(f.mul_(tilted), tilt.p[some], scratch)
         # Less one, lest the tail's small terms are lost in a sum near one.
-        self.a += products(tilted.sub_(1), tilt.p[some])
-        self.b += products(tilted, tilt.py[some])
+        self.a += weighted(tilted.sub_(1), tilt.p[some], scratch)
+        self.b += weighted(tilted, tilt.py[some], scratch)
 
     def measures(self):
         """`measures.TILTED`, dict of (m,)."""
@@ -216,6 +217,14 @@ def products(values, weights):
     """The parts that values @ weights, (m,), is the sum of, each of terms few enough."""
     pairs = zip(values.split(PIECE, -1), weights.split(PIECE))
     return [some @ part for some, part in pairs]
+
+
+def weighted(values, weights, scratch):
+    """`products`, however few the rows."""
+    if len(values) >= MANY:
+        return products(values, weights)
+    # Added up pairwise.
+    return [torch.mul(values, weights, out=scratch.take("products", values.shape, values)).sum(-1)]
 
 
 def total(parts):
