@@ -21,6 +21,9 @@ ORDERS = (3, 4, 5, 6, 8, 10)
 EXACT, BANDED = 100.0, 50.0
 """Costs of a pair's exact sums and of its bands, in products of u with a column of p."""
 
+LIKELY = 1024
+"""Vocabulary entries that are looked at to choose an order."""
+
 
 def powers(k):
     """How many powers of q go with ûᵏ in A; in B one less."""
@@ -133,7 +136,7 @@ def choose(side, joint, fan, variants, suspects, tolerance, alone):
     size = largest(fan)[rows, None]
     square, square_y = (x[rows] / size.square() for x in joint.uncentred_squares())
     square_y = without_sign(side.peak[:, 0], square, square_y)
-    typical = typical_powers(side, fan, rows, size, alone.mean_p)
+    typical = typical_powers(fan, rows, size, alone.mean_p)
     excesses = [v.sums.excess()[rows] for v in variants]
     costs = [BANDED * suspects[rows].float().mean(-1)]
     for order in ORDERS:
@@ -155,14 +158,14 @@ def choose(side, joint, fan, variants, suspects, tolerance, alone):
     return rows[place[:count]], orders[:count]
 
 
-def typical_powers(side, fan, rows, size, mean_p):
-    """E[ûⁿ]/E[û²] under the tokens' mean distribution: dict of the even n to (m, 1)."""
+def typical_powers(fan, rows, size, mean_p):
+    """E[ûⁿ]/E[û²] under the tokens' mean distribution, about: dict of the even n to (m, 1)."""
+    p, entries = mean_p.topk(min(LIKELY, len(mean_p)))
+    place = (rows * fan.u.shape[1])[:, None] + entries
+    square = fan.u.view(-1).index_select(0, place.view(-1)).view(place.shape)
+    square = square.div_(size).square_()
     wanted = range(2, ORDERS[-1] + 1, 2)
-    found = {n: torch.zeros_like(size[:, 0]) for n in wanted}
-    for some in side.blocks:
-        square = fan.u[:, some].index_select(0, rows).div_(size).square_()
-        for n, column in zip(wanted, timesing(square, square, len(wanted))):
-            found[n] += column @ mean_p[some]
+    found = {n: x @ p for n, x in zip(wanted, timesing(square, square, len(wanted)))}
     return {n: (x / found[2].clamp_min(1e-30))[:, None] for n, x in found.items()}
 
 

@@ -82,7 +82,13 @@ class Variant:
             at_frequency = fan.at_frequency[:, None]
             self.at["kl_frequency"] = self.less_mean(at_frequency, side.at_frequency)
         # One tensor, so that pairs are picked from it at once.
-        self.pairs = torch.stack((self.gain, joint.mean, *self.others, *self.at.values()))
+        self.table = torch.stack((self.gain, joint.mean, *self.others, *self.at.values()))
+        self.gain, _, self.others, self.at = self.split(self.table)
+
+    def split(self, table):
+        """Of a variant's table, or of some of its pairs: gain, mean, coefficients, f by measure."""
+        gain, mean, *rest = table
+        return gain, mean, rest[: len(self.others)], dict(zip(self.at, rest[len(self.others) :]))
 
     def less_mean(self, u, variables):
         """f (n, T) from values, or means, of u (n, T) and of the centred variables (T,)."""
@@ -118,8 +124,7 @@ class Variant:
 
     def improve(self, sums, band, u, rows, token):
         """Stage 2: the `Sums` of some neurons with one token, after one more band."""
-        gain, mean, *rest = self.pairs[:, rows, token]
-        coefficients, at = rest[: len(self.others)], dict(zip(self.at, rest[len(self.others) :]))
+        gain, mean, coefficients, at = self.split(self.table[:, rows, token])
         sums = band.add(sums, u, gain, coefficients, mean)
         self.values[rows, token] = self.read(sums.a.log(), sums.excess(), at)
         return sums

@@ -185,16 +185,19 @@ def _heads(spec: str, last: int, model: Description, scores: np.ndarray | None) 
 def _head(part: str, last: int, model: Description) -> Head:
     match = re.fullmatch(r"\s*(-?\d+)\.(\d+)\s*", part)
     if not match:
-        raise ConfregError(f"heads: {part!r} is not understood. Write {GRAMMAR}.")
-    layer, head = whole_layer(int(match[1]), model.n_layers), int(match[2])
+        raise ConfregError(f"heads={part!r} is not understood. Write {GRAMMAR}.")
+    try:
+        layer, head = whole_layer(int(match[1]), model.n_layers), int(match[2])
+    except ConfregError as error:
+        raise ConfregError(f"heads={part.strip()}: {error}") from None
     if head >= model.n_heads:
         raise ConfregError(
-            f"heads: there is no head {part.strip()}; a layer of {model.name} has query heads 0 to "
-            f"{model.n_heads - 1}."
+            f"heads={part.strip()}: there is no such head; a layer of {model.name} has query heads "
+            f"0 to {model.n_heads - 1}."
         )
     if layer > last:
         raise ConfregError(
-            f"heads: {part.strip()} comes after the watched neurons of layer {last} and cannot "
+            f"heads={part.strip()}: it comes after the watched neurons of layer {last} and cannot "
             "change them. Name neurons of a later layer with --neurons."
         )
     return layer, head

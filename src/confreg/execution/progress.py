@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich import progress as bars
 from rich.console import Console
+
+LOGGED = 30.0
+"""Seconds between lines where there is no terminal to draw a bar on."""
 
 
 class Progress:
@@ -30,7 +34,17 @@ class Progress:
 
     @contextmanager
     def bar(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """Show a bar; the function that it yields advances it."""
+        """Show a bar; the function that it yields advances it.
+
+        In a log, a line now and then.
+        """
+        if not self.console.is_terminal and not self.console.is_jupyter:
+            lines = _Lines(self, name, total, unit)
+            try:
+                yield lines.advance
+            finally:
+                lines.say()
+            return
         columns = (
             bars.TextColumn("{task.description}"),
             bars.BarColumn(),
@@ -48,5 +62,36 @@ class Progress:
             yield advance
 
     def _bar(self, *columns: bars.ProgressColumn) -> bars.Progress:
-        # Not a terminal (a log, a notebook's stderr): the last state only.
         return bars.Progress(*columns, console=self.console, disable=not self.show)
+
+
+class _Lines:
+    """What a bar shows, in lines."""
+
+    def __init__(self, progress: Progress, name: str, total: int, unit: str) -> None:
+        self.progress = progress
+        self.name, self.total, self.unit = name, total, unit
+        self.done = 0
+        self.start = time.monotonic()
+        self.said = (self.start, 0)
+
+    def advance(self, by: int) -> None:
+        self.done += by
+        if time.monotonic() - self.said[0] >= LOGGED:
+            self.say()
+
+    def say(self) -> None:
+        now = time.monotonic()
+        line = f"{self.name}: {self.done:,.0f} of {self.total:,.0f} {self.unit} in "
+        line += _clock(now - self.start)
+        # As fast as lately: a resumed run begins with what it found.
+        since, done = now - self.said[0], self.done - self.said[1]
+        if done and self.done < self.total:
+            line += f", {_clock((self.total - self.done) * since / done)} left"
+        self.said = (now, self.done)
+        self.progress.say(line)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
