@@ -230,6 +230,19 @@ def test_higher_orders_are_within_their_bounds(bias, sharpness, order, monkeypat
     assert 0 < kept[0] < kept[2] > 0.5
 
 
+def test_p_sums_to_one_however_large_the_logits():
+    from confreg.effects.exact import Base
+    from confreg.effects.moments import Side
+
+    readout = SimpleNamespace(finish=lambda raw: raw, scale=1.0, offset=torch.zeros(5000))
+    readout.shifted = False
+    generator = torch.Generator().manual_seed(0)
+    raw = 300 + 3 * torch.randn(20, 5000, generator=generator)
+    side = Side(Base(readout, raw, torch.zeros(20, dtype=torch.int64)))
+    total = side.log_p.double().exp().sum(-1)
+    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("order", [3, 4, 5, 6, 8, 10])
 def test_what_higher_orders_leave_out_of_each_sum_is_within_its_bound(order, bias):

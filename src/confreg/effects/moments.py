@@ -7,6 +7,7 @@ cache: neither p nor u² is ever held whole.
 import torch
 
 BLOCK = 2048  # vocabulary entries at once
+TOKENS = 8  # at once in float64
 
 
 class Side:
@@ -33,7 +34,10 @@ class Side:
 
     def __init__(self, base):
         self.base = base
-        self.log_p = torch.log_softmax(base.readout.finish(base.raw), -1)
+        # In float64: what p does not sum to one by, all its moments are off by.
+        self.log_p = torch.empty_like(base.raw)
+        for raw, row in zip(base.raw.split(TOKENS), self.log_p.split(TOKENS)):
+            row.copy_(torch.log_softmax(base.readout.finish(raw.double()), -1))
         self.same = not base.readout.shifted
         self.blocks = [slice(v, v + BLOCK) for v in range(0, self.log_p.shape[1], BLOCK)]
         self.entropy = torch.zeros_like(self.log_p[:, :1])
