@@ -161,12 +161,15 @@ def choose(side, joint, fan, variants, suspects, tolerance, alone):
 def typical_powers(fan, rows, size, mean_p):
     """E[ûⁿ]/E[û²] under the tokens' mean distribution, about: dict of the even n to (m, 1)."""
     p, entries = mean_p.topk(min(LIKELY, len(mean_p)))
-    place = (rows * fan.u.shape[1])[:, None] + entries
-    square = fan.u.view(-1).index_select(0, place.view(-1)).view(place.shape)
-    square = square.div_(size).square_()
-    wanted = range(2, ORDERS[-1] + 1, 2)
-    found = {n: x @ p for n, x in zip(wanted, timesing(square, square, len(wanted)))}
-    return {n: (x / found[2].clamp_min(1e-30))[:, None] for n, x in found.items()}
+    wanted, parts = range(2, ORDERS[-1] + 1, 2), []
+    for some, most in zip(rows.split(256), size.split(256)):
+        place = (some * fan.u.shape[1])[:, None] + entries
+        square = fan.u.view(-1).index_select(0, place.view(-1)).view(place.shape)
+        square = square.div_(most).square_()
+        parts.append(torch.stack([x @ p for x in timesing(square, square, len(wanted))]))
+    found = torch.cat(parts, 1)
+    found = found / found[0].clamp_min(1e-30)
+    return dict(zip(wanted, found[..., None]))
 
 
 def largest(fan):
