@@ -111,6 +111,12 @@ class Fan:
         self.along = None if frequency is None else self.product(frequency)
         self.at_frequency = None if p_frequency is None else self.product(p_frequency)
 
+    def at(self, rows, entries):
+        """u of some neurons at some vocabulary entries, (m, K)."""
+        # Several times faster than indexing with rows and entries.
+        place = (rows * self.u.shape[1])[:, None] + entries
+        return self.u.view(-1).index_select(0, place.view(-1)).view(place.shape)
+
     def product(self, weights):
         """u @ weights, (n,), without the digits that a long product loses."""
         return total(products(self.u, weights)).to(self.u.dtype)
@@ -152,9 +158,9 @@ class Tilt:
         scratch = fan.scratch
         groups = -(-len(rows) * PIECE // CACHED)
         for group in torch.arange(len(rows), device=rows.device).tensor_split(groups):
-            tilts = [Tilted(self, fan, rows[group], c.at(group)) for c in variants]
+            tilts = [Tilted(self, scratch, c.at(group)) for c in variants]
             # Under p, about: e^f stays near one whatever a neuron adds to all logits.
-            mean = fan.u[rows[group, None], self.likely].to(self.p.dtype) @ self.likely_p
+            mean = fan.at(rows[group], self.likely).to(self.p.dtype) @ self.likely_p
             size = CACHED // (len(group) * PIECE) * PIECE
             for start in range(0, len(self.p), size):
                 some = slice(start, start + size)
@@ -165,7 +171,7 @@ class Tilt:
                 ).to(self.p.dtype)
                 u.sub_(mean[:, None])
                 for tilt in tilts:
-                    tilt.add(u, some, scratch)
+                    tilt.add(u, some)
             parts.append([tilt.measures() for tilt in tilts])
         return [
             {name: torch.cat([part[name] for part in same]) for name in same[0]}
@@ -176,8 +182,9 @@ class Tilt:
 class Tilted:
     """The sums of one variant of some neurons' ablations with one token, (m,) each."""
 
-    def __init__(self, tilt, fan, rows, coefficients):
+    def __init__(self, tilt, scratch, coefficients):
         self.tilt = tilt
+        self.scratch = scratch
         self.gain = (coefficients.gain * (tilt.scale * LOG2E))[:, None]
         self.moved = [
             ((c * LOG2E)[:, None], q)
@@ -187,9 +194,9 @@ class Tilted:
         self.a, self.b, self.c, self.at_frequency = [], [], [], []
         self.at_target = torch.full_like(coefficients.gain, torch.nan)
 
-    def add(self, u, some, scratch):
+    def add(self, u, some):
         """Add a slice of the vocabulary, where the neurons' u are (m, v)."""
-        tilt = self.tilt
+        tilt, scratch = self.tilt, self.scratch
         f = torch.mul(u, self.gain, out=scratch.take("f", u.shape, u))
         for c, q in self.moved:
             f.addcmul_(c, q[some])

@@ -25,9 +25,13 @@ LIKELY = 1024
 """Vocabulary entries that are looked at to choose an order."""
 
 
+FEWER = ((1, 5), (3, 4), (5, 3))
+"""From which power of û on how many powers of q go with it."""
+
+
 def powers(k):
     """How many powers of q go with ûᵏ in A; in B one less."""
-    return 5 if k < 3 else 4 if k < 5 else 3
+    return min(count for first, count in FEWER if first <= k)
 
 
 def even(order):
@@ -51,7 +55,7 @@ class Alone:
     def __init__(self, side):
         zero, count = torch.zeros_like(side.log_p[:, 0]), ORDERS[-1] + 4
         self.q, self.y = [zero] * count, [zero] * (count - 1)
-        self.steep = dict.fromkeys((2, 4, 6), zero)
+        self.steep = {2 * count - 4: zero for _, count in FEWER}
         mean_p = []
         for some in side.blocks:
             p, py, (q, *_) = side.weights(some)
@@ -137,16 +141,18 @@ def choose(side, joint, fan, variants, suspects, tolerance, alone):
     square, square_y = (x[rows] / size.square() for x in joint.uncentred_squares())
     square_y = without_sign(side.peak[:, 0], square, square_y)
     typical = typical_powers(fan, rows, size, alone.mean_p)
-    excesses = [v.sums.excess()[rows] for v in variants]
+    pushes = [
+        (v.gain[rows] * size, v.others[0][rows], v.sums.excess()[rows], v.columns) for v in variants
+    ]
     costs = [BANDED * suspects[rows].float().mean(-1)]
     for order in ORDERS:
         left = torch.zeros_like(suspects[rows])
         n = even(order)
         u = [x * typical[n] for x in (square, square_y)]
-        for variant, d in zip(variants, excesses):
-            g, c = variant.gain[rows] * size, variant.others[0][rows]
-            reach = Reach(g, c, side.reach[0][:, 0], n, u, alone.even(side, n))
-            left |= ~(combined(1, d, reach.errors(order), variant.columns) <= tolerance)
+        q = alone.even(side, n)
+        for g, c, d, measured in pushes:
+            reach = Reach(g, c, side.reach[0][:, 0], n, u, q)
+            left |= ~(combined(1, d, reach.errors(order), measured) <= tolerance)
         columns = sum(
             2 * powers(k) - 1 if not side.same else powers(k) for k in range(1, order + 1)
         )
@@ -163,9 +169,7 @@ def typical_powers(fan, rows, size, mean_p):
     p, entries = mean_p.topk(min(LIKELY, len(mean_p)))
     wanted, parts = range(2, ORDERS[-1] + 1, 2), []
     for some, most in zip(rows.split(256), size.split(256)):
-        place = (some * fan.u.shape[1])[:, None] + entries
-        square = fan.u.view(-1).index_select(0, place.view(-1)).view(place.shape)
-        square = square.div_(most).square_()
+        square = fan.at(some, entries).div_(most).square_()
         parts.append(torch.stack([x @ p for x in timesing(square, square, len(wanted))]))
     found = torch.cat(parts, 1)
     found = found / found[0].clamp_min(1e-30)
@@ -302,8 +306,8 @@ class Higher:
         """Bounds on what products with more powers of q than there are add to A, B and C."""
         most = c * self.side.reach[0][:, 0]
         a = b = d = torch.zeros_like(g)
-        for k in (1, 3, 5):  # from where `powers` are fewer
-            j, square = powers(k), self.squares(k)
+        for k, j in FEWER:
+            square = self.squares(k)
             x, x_early = (from_on(g, k, g, n) for n in (k, k - 1))
             # E[|û|ᵏ qʲ] by the inequality of Cauchy and Schwarz.
             moment = (square * self.alone.q[2 * j - 2]).sqrt()

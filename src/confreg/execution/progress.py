@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich import progress as bars
 from rich.console import Console
@@ -83,15 +84,11 @@ class _Lines:
     def say(self) -> None:
         now = time.monotonic()
         line = f"{self.name}: {self.done:,.0f} of {self.total:,.0f} {self.unit} in "
-        line += _clock(now - self.start)
+        line += str(timedelta(seconds=round(now - self.start)))
         # As fast as lately: a resumed run begins with what it found.
         since, done = now - self.said[0], self.done - self.said[1]
         if done and self.done < self.total:
-            line += f", {_clock((self.total - self.done) * since / done)} left"
+            left = timedelta(seconds=round((self.total - self.done) * since / done))
+            line += f", {left} left"
         self.said = (now, self.done)
         self.progress.say(line)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
