@@ -17,8 +17,8 @@ from confreg.effects.frequency import log_frequencies
 from confreg.execution import batches, ndif, statistics
 from confreg.execution.plan import UPLOAD, Plan
 from confreg.execution.profiles import NdifProfile
-from confreg.execution.progress import Progress
 from confreg.models import Model
+from confreg.progress import Progress
 from confreg.tokens.counts import Counts
 
 LIMIT = 100_000

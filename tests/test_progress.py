@@ -1,6 +1,6 @@
 """What a run shows on the way."""
 
-from confreg.execution import progress
+from confreg import progress
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):

@@ -18,8 +18,8 @@ from confreg.execution.profiles import NdifProfile, Profile
 if TYPE_CHECKING:
     import xarray as xr
 
-    from confreg.execution.progress import Progress
     from confreg.models import Description, Model
+    from confreg.progress import Progress
     from confreg.tokens import Corpus, TokenTable
     from confreg.tokens.counts import Counts
 
@@ -222,7 +222,7 @@ def run_request(
 ) -> xr.Dataset:
     """Plan, open or create the store, load the model, execute."""
     from confreg.execution import run as running
-    from confreg.execution.progress import Progress
+    from confreg.progress import Progress
 
     progress = Progress(show_progress)
     with progress.step("planning"):

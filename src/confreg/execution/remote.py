@@ -25,8 +25,8 @@ from confreg.execution.profiles import NdifProfile
 if TYPE_CHECKING:
     from confreg.execution.journal import Cost
     from confreg.execution.ndif import Client
-    from confreg.execution.progress import Progress
     from confreg.models import Model
+    from confreg.progress import Progress
 
 # A unit that fails in so many halvings is too large for a reason that halving does not mend.
 HALVINGS = 6

@@ -15,7 +15,7 @@ from confreg.errors import ConfregError
 from confreg.execution import batches, context, prefix, sets, statistics
 from confreg.execution.journal import journal_path
 from confreg.execution.plan import CLOSED_FORMS, Plan
-from confreg.execution.progress import Progress
+from confreg.progress import Progress
 from confreg.results import store as stores
 from confreg.results.provenance import attributes, coordinates
 from confreg.results.store import Store

@@ -2,7 +2,7 @@
 
 A row says where a family keeps its decoder layers, the down-projection whose inputs are the
 neurons, the final norm and the unembedding, and how logits are finished. Adding an
-architecture is adding a row here and a case in ``tests/zoo.py``; the tests hold every row
+architecture is adding a row here and a case in ``tests/support/zoo.py``; the tests hold every row
 against an oracle that does not read this table.
 """
 
@@ -326,7 +326,7 @@ def _unknown(config: Any, kind: str, name: str) -> str:
     known = ", ".join(sorted(ARCHITECTURES))
     return (
         f"{name} has the architecture {kind!r}, which confreg does not know. It knows: {known}. "
-        "To add one, add a row to confreg/models/architectures.py and a case to tests/zoo.py."
+        "To add one, add a row to confreg/models/architectures.py and a case to the tests' zoo."
     )
 
 

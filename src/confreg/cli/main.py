@@ -319,7 +319,7 @@ def _stem(recipe: str) -> str:
 
 def _run(options: argparse.Namespace) -> None:
     from confreg import api
-    from confreg.report import tables
+    from confreg.cli import tables
 
     request = _options(options)
     ds = api.run(
@@ -339,13 +339,13 @@ def _run(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     from confreg import api
-    from confreg.report import tables
+    from confreg.cli import tables
 
     tables.print_plan(api.make_plan(options.recipe, **_options(options)))
 
 
 def _show(options: argparse.Namespace) -> None:
-    from confreg.report import tables
+    from confreg.cli import tables
     from confreg.results import store
 
     with store.reading(options.store):
@@ -371,7 +371,7 @@ def _netcdf(options: argparse.Namespace) -> None:
 
 def _counts(options: argparse.Namespace) -> None:
     from confreg import models, tokens
-    from confreg.execution.progress import Progress
+    from confreg.progress import Progress
 
     described = models.describe(options.model)
     corpus = tokens.read_sources(options.text) if options.text else tokens.read()
@@ -386,20 +386,20 @@ def _counts(options: argparse.Namespace) -> None:
 
 
 def _recipes(options: argparse.Namespace) -> None:
-    from confreg.report import tables
+    from confreg.cli import tables
 
     tables.print_recipes()
 
 
 def _models(options: argparse.Namespace) -> None:
-    from confreg.report import tables
+    from confreg.cli import tables
 
     tables.print_models()
 
 
 def _doctor(options: argparse.Namespace) -> None:
+    from confreg.cli import tables
     from confreg.execution import doctor
-    from confreg.report import tables
 
     checks = doctor.check(options.profile, _pairs(options.overrides, "-P"), options.model)
     tables.print_checks(checks)
@@ -423,7 +423,3 @@ def _ndif(options: argparse.Namespace) -> None:
         print("ended" if server.down() else "no server was running")
         return
     print(server.status().describe())
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""``python -m confreg.cli``."""
+
+from confreg.cli.main import main
+
+main()
