@@ -22,10 +22,11 @@ import torch
 
 import confreg
 from confreg import models
-from confreg.execution import profiles, server
-from confreg.execution.ndif import Client
-from confreg.execution.profiles import NdifProfile
 from confreg.models import Model
+from confreg.places import profiles
+from confreg.places.ndif import server
+from confreg.places.ndif.client import Client
+from confreg.places.profiles import NdifProfile
 
 REPEATS = 5
 

@@ -104,8 +104,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     import confreg
     from confreg import api, models
-    from confreg.execution import profiles
     from confreg.execution import run as running
+    from confreg.places import profiles
 
     folder = str(options.folder / "checkpoint")
     profile = profiles.load("offload", {"max_memory.cpu": options.weights, "dtype": options.dtype})

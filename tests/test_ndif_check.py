@@ -7,8 +7,9 @@ from fake_ndif import KEY, FakeNdif
 
 import confreg
 from confreg.errors import ConfregError
-from confreg.execution import ndif, ndif_http
-from confreg.execution.profiles import NdifProfile
+from confreg.places.ndif import check, http
+from confreg.places.ndif.client import model_key
+from confreg.places.profiles import NdifProfile
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def profile(fake: FakeNdif, **settings) -> NdifProfile:
 
 
 def look(profile: NdifProfile, model: str) -> dict[str, tuple[bool, str]]:
-    return {c.name: (c.ok, c.sentence) for c in ndif.check(profile, model)}
+    return {c.name: (c.ok, c.sentence) for c in check.check(profile, model)}
 
 
 @pytest.fixture
@@ -36,9 +37,7 @@ def model(checkpoint) -> str:
 
 def deploy(fake: FakeNdif, model: str, **more) -> None:
     known = {"repo_id": model, "revision": None, "application_state": "RUNNING"}
-    fake.deployments = {
-        "a": {**known, "dtype": "float32", "model_key": ndif.model_key(model), **more}
-    }
+    fake.deployments = {"a": {**known, "dtype": "float32", "model_key": model_key(model), **more}}
 
 
 def test_all_is_well(fake, model):
@@ -86,7 +85,7 @@ def test_a_key_that_nobody_knows(fake, model, monkeypatch):
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
     ok, sentence = look(profile(fake), model)["key"]
     assert ok  # a server without authentication knows nobody
-    monkeypatch.setattr("confreg.execution.ndif_check._is_public", lambda host: True)
+    monkeypatch.setattr("confreg.places.ndif.check._is_public", lambda host: True)
     ok, sentence = look(profile(fake), model)["key"]
     assert not ok
     assert "does not know" in sentence
@@ -101,7 +100,7 @@ def test_a_key_that_nobody_knows(fake, model, monkeypatch):
 
 
 def test_nobody_there(fake, model, monkeypatch):
-    monkeypatch.setattr(ndif_http, "_ANSWER", 0.2)
+    monkeypatch.setattr(http, "_ANSWER", 0.2)
     gone = profile(fake, host="http://127.0.0.1:9")
     ok, sentence = look(gone, model)["server"]
     assert not ok

@@ -14,22 +14,24 @@ from fake_ndif import KEY, FakeNdif, blob, status
 
 from confreg import models
 from confreg.errors import ConfregError
-from confreg.execution import ndif, ndif_http
-from confreg.execution.journal import Journal
-from confreg.execution.ndif_faults import (
+from confreg.places.ndif import client as client_module
+from confreg.places.ndif import http
+from confreg.places.ndif.client import Client, identify, load_result, model_key
+from confreg.places.ndif.faults import (
     BlockFailed,
     DeadlineExceeded,
     Interrupted,
     TooLarge,
     Transient,
 )
-from confreg.execution.profiles import NdifProfile
+from confreg.places.ndif.journal import Journal
+from confreg.places.profiles import NdifProfile
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(tenacity, "wait_exponential_jitter", lambda **_: tenacity.wait_none())
-    monkeypatch.setattr(ndif, "LOST_AFTER", 0.3)
+    monkeypatch.setattr(client_module, "LOST_AFTER", 0.3)
     monkeypatch.delenv("NDIF_API_KEY", raising=False)
 
 
@@ -51,7 +53,7 @@ def connect(fake, structure, tmp_path):
     def make(**settings):
         settings = {"host": fake.url, "trusted": True, "poll": 0.02, "retries": 2, **settings}
         profile = NdifProfile(kind="ndif", name="test", **settings)
-        clients.append(ndif.Client(profile, structure, tmp_path / "jobs.jsonl"))
+        clients.append(Client(profile, structure, tmp_path / "jobs.jsonl"))
         return clients[-1]
 
     yield make
@@ -214,8 +216,8 @@ def test_an_untrusted_host_is_refused_before_anything_is_sent(fake, connect):
 def test_plain_http_is_for_loopback_only(connect, host):
     profile = NdifProfile(kind="ndif", name="test", host=host, trusted=True)
     with pytest.raises(ConfregError, match="not encrypted"):
-        ndif_http.check_host(profile)
-    ndif_http.check_host(profile.model_copy(update={"allow_http": True}))
+        http.check_host(profile)
+    http.check_host(profile.model_copy(update={"allow_http": True}))
 
 
 def test_a_result_is_not_fetched_in_the_clear_from_elsewhere(fake, connect):
@@ -228,14 +230,14 @@ def test_a_result_is_not_fetched_in_the_clear_from_elsewhere(fake, connect):
 def test_a_folder_of_this_machine_is_no_model_of_another(structure):
     profile = NdifProfile(kind="ndif", name="t", host="https://ndif.example.org", trusted=True)
     with pytest.raises(ConfregError, match="is a folder of this machine"):
-        ndif.identify(structure, profile)
+        identify(structure, profile)
 
 
 def test_model_keys_are_nnsights(structure, monkeypatch):
     from nnsight.modeling import huggingface
 
     monkeypatch.setitem(huggingface._ID_CACHE, structure.nn.repo_id, "owner/name")
-    assert structure.nn.to_model_key() == ndif.model_key("owner/name")
+    assert structure.nn.to_model_key() == model_key("owner/name")
 
 
 def test_stopping_interrupts_a_wait(fake, connect):
@@ -256,12 +258,12 @@ def test_results_without_code_run_none(monkeypatch):
         torch, "load", lambda *a, **k: loads.append(k["weights_only"]) or load(*a, **k)
     )
     block = {"effects": torch.ones(2, 3), "kept": 3, "names": ["a"]}
-    assert ndif.load_result(blob(block))["kept"] == 3
+    assert load_result(blob(block))["kept"] == 3
     assert loads == [True]
-    assert ndif.load_result(blob({"p": Journal}))["p"] is Journal  # a trusted host's pickle
+    assert load_result(blob({"p": Journal}))["p"] is Journal  # a trusted host's pickle
     assert loads == [True, True, False]
     with pytest.raises(Transient, match="cannot be read"):
-        ndif.load_result(blob(block)[:-20])
+        load_result(blob(block)[:-20])
 
 
 def test_a_journal_survives_a_torn_line(tmp_path):

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from confreg.errors import ConfregError
-from confreg.execution import server
-from confreg.execution.server import environment, processes, services
+from confreg.places.ndif import server
+from confreg.places.ndif.server import environment, processes, services
 
 
 def script(path, version: str):
@@ -101,7 +101,7 @@ def test_every_port_and_address_is_loopback(tmp_path):
 
 DAEMON = """
 import os, sys, time
-from confreg.execution.server import processes
+from confreg.places.ndif.server import processes
 processes.adopt_orphans()
 if os.fork() == 0:
     os.setsid()

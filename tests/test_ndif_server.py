@@ -28,10 +28,12 @@ from hub import Hub
 
 import confreg
 from confreg.errors import ConfregError
-from confreg.execution import doctor, ndif, plan, profiles, server
-from confreg.execution.journal import Journal, journal_path
-from confreg.execution.ndif_faults import Transient
+from confreg.execution import plan
 from confreg.models import embedded
+from confreg.places import doctor, profiles
+from confreg.places.ndif import client, http, server
+from confreg.places.ndif.faults import Transient
+from confreg.places.ndif.journal import Journal, journal_path
 from confreg.results.store import Store
 
 pytestmark = [pytest.mark.remote, pytest.mark.slow]
@@ -107,15 +109,15 @@ class Lab:
 
     def state(self, job: str) -> str | None:
         """What the server says of a job."""
-        with contextlib.closing(ndif.Server(profiles.load(self.profile), None)) as api:
+        with contextlib.closing(http.Server(profiles.load(self.profile), None)) as api:
             try:
-                return (api.response(job, ndif.Deadline(30)) or {}).get("status")
+                return (api.response(job, http.Deadline(30)) or {}).get("status")
             except Transient:
                 return None
 
     def healthy(self) -> bool:
         """Whether every model runs."""
-        with contextlib.closing(ndif.Server(profiles.load(self.profile), None)) as api:
+        with contextlib.closing(http.Server(profiles.load(self.profile), None)) as api:
             try:
                 found = api.get("/status", seconds=70)["deployments"].values()
             except Transient:
@@ -351,7 +353,7 @@ def test_a_model_that_is_not_there(lab, tmp_path, monkeypatch):
     with pytest.raises(ConfregError, match=r"lab/nothing"):
         lab.run("lab/nothing", out)
     # Known here, and not to the server.
-    monkeypatch.setattr(ndif, "identify", lambda model, profile: ndif.model_key("lab/nothing"))
+    monkeypatch.setattr(client, "identify", lambda model, profile: client.model_key("lab/nothing"))
     with pytest.raises(ConfregError, match=r"cannot deploy lab/tiny-llama.*confreg doctor"):
         lab.run("lab/tiny-llama", out)
     assert len(effect_jobs(out)) == 1

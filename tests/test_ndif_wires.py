@@ -14,10 +14,11 @@ import zoo
 
 from confreg import api
 from confreg.effects.frequency import log_frequencies
-from confreg.execution import batches, ndif, statistics
+from confreg.execution import batches, statistics
 from confreg.execution.plan import UPLOAD, Plan
-from confreg.execution.profiles import NdifProfile
 from confreg.models import Model
+from confreg.places.ndif.client import Client
+from confreg.places.profiles import NdifProfile
 from confreg.progress import Progress
 from confreg.tokens.counts import Counts
 
@@ -29,7 +30,7 @@ class Weighed(Exception):
     """A request was weighed instead of sent."""
 
 
-class Scale(ndif.Client):
+class Scale(Client):
     """Weighs the requests that it is to send; answers those for activations, which are several."""
 
     def __init__(self, plan: Plan, model: Model, journal: Path):

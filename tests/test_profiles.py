@@ -3,7 +3,7 @@
 import pytest
 
 from confreg import ConfregError
-from confreg.execution import profiles
+from confreg.places import profiles
 
 
 def test_those_that_ship_load():

@@ -11,9 +11,9 @@ from confreg import declaration as recipes
 from confreg.declaration import Recipe
 from confreg.errors import ConfregError
 from confreg.execution import plan as plans
-from confreg.execution import profiles
 from confreg.execution.plan import Plan, Request
-from confreg.execution.profiles import NdifProfile, Profile
+from confreg.places import profiles
+from confreg.places.profiles import NdifProfile, Profile
 
 if TYPE_CHECKING:
     import xarray as xr

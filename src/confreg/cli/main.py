@@ -399,7 +399,7 @@ def _models(options: argparse.Namespace) -> None:
 
 def _doctor(options: argparse.Namespace) -> None:
     from confreg.cli import tables
-    from confreg.execution import doctor
+    from confreg.places import doctor
 
     checks = doctor.check(options.profile, _pairs(options.overrides, "-P"), options.model)
     tables.print_checks(checks)
@@ -408,7 +408,7 @@ def _doctor(options: argparse.Namespace) -> None:
 
 
 def _ndif(options: argparse.Namespace) -> None:
-    from confreg.execution import server
+    from confreg.places.ndif import server
 
     if options.action == "up":
         print("starting an NDIF server, about a minute ...", file=sys.stderr)

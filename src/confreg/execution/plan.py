@@ -19,9 +19,9 @@ from confreg.execution import sets as set_choosing
 from confreg.execution.ablation import Ablation
 from confreg.execution.heads import HeadSets
 from confreg.execution.neurons import Neurons
-from confreg.execution.profiles import NdifProfile, Profile
 from confreg.execution.sets import Sets
 from confreg.models.host import available_memory
+from confreg.places.profiles import NdifProfile, Profile
 
 if TYPE_CHECKING:
     from confreg.models import Description
@@ -244,7 +244,7 @@ def make_plan(
     ConfregError
         Whatever is wrong with the request, before anything is loaded or written.
     """
-    from confreg.execution import profiles
+    from confreg.places import profiles
 
     profile = request.profile or profiles.load("memory")
     parameters = request.recipe.bind(request.parameters)

@@ -17,15 +17,15 @@ import torch
 from confreg import effects
 from confreg.errors import ConfregError
 from confreg.execution import batches
-from confreg.execution.journal import journal_path
-from confreg.execution.ndif_faults import TooLarge, Transient
 from confreg.execution.plan import CLOSED_FORMS, Plan
-from confreg.execution.profiles import NdifProfile
+from confreg.places.ndif.faults import TooLarge, Transient
+from confreg.places.ndif.journal import journal_path
+from confreg.places.profiles import NdifProfile
 
 if TYPE_CHECKING:
-    from confreg.execution.journal import Cost
-    from confreg.execution.ndif import Client
     from confreg.models import Model
+    from confreg.places.ndif.client import Client
+    from confreg.places.ndif.journal import Cost
     from confreg.progress import Progress
 
 # A unit that fails in so many halvings is too large for a reason that halving does not mend.
@@ -150,12 +150,13 @@ def connect(plan: Plan, model: Model, store: Path, progress: Progress) -> Iterat
     ConfregError
         The first thing that would keep the run from working.
     """
-    from confreg.execution import ndif, ndif_check
+    from confreg.places.ndif import check
+    from confreg.places.ndif.client import Client
 
     assert isinstance(plan.profile, NdifProfile)
-    with ndif.Client(plan.profile, model, journal_path(store), progress.say) as client:
+    with Client(plan.profile, model, journal_path(store), progress.say) as client:
         with progress.step(f"asking {client.server.host}"):
-            for found in ndif_check.check(plan.profile, plan.request.model):
+            for found in check.check(plan.profile, plan.request.model):
                 if not found.ok:
                     raise ConfregError(f"{found.name}: {found.sentence}")
         yield Remote(plan, client)

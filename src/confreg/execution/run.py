@@ -13,8 +13,8 @@ import torch
 
 from confreg.errors import ConfregError
 from confreg.execution import batches, context, prefix, sets, statistics
-from confreg.execution.journal import journal_path
 from confreg.execution.plan import CLOSED_FORMS, Plan
+from confreg.places.ndif.journal import journal_path
 from confreg.progress import Progress
 from confreg.results import store as stores
 from confreg.results.provenance import attributes, coordinates
@@ -23,9 +23,9 @@ from confreg.results.store import Store
 if TYPE_CHECKING:
     import xarray as xr
 
-    from confreg.execution.journal import Cost
     from confreg.execution.remote import Remote
     from confreg.models import Model
+    from confreg.places.ndif.journal import Cost
 
 Unit = tuple[int, int]
 Block = dict[str, Any]

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from confreg.errors import ConfregError
-from confreg.execution.ndif_faults import DeadlineExceeded, TooLarge, Transient, answer_failure
-from confreg.execution.profiles import NdifProfile
+from confreg.places.ndif.faults import DeadlineExceeded, TooLarge, Transient, answer_failure
+from confreg.places.profiles import NdifProfile
 
 _CONNECT = 10.0
 # The longest that one answer may take: of a small request, and of a body that is streaming.

@@ -24,21 +24,20 @@ from nnsight.intervention.backends.remote import RemoteBackend
 from nnsight.schema.request import RequestModel
 
 from confreg.errors import ConfregError
-from confreg.execution.journal import Job, Journal
-from confreg.execution.ndif_faults import (
+from confreg.places.ndif.faults import (
     DeadlineExceeded,
     Interrupted,
     TooLarge,
     Transient,
     job_failure,
 )
-from confreg.execution.ndif_http import Deadline, Server, Subscription, is_loopback, too_large
-from confreg.execution.profiles import NdifProfile
+from confreg.places.ndif.http import Deadline, Server, Subscription, is_loopback, too_large
+from confreg.places.ndif.journal import Job, Journal
+from confreg.places.profiles import NdifProfile
 
 if TYPE_CHECKING:
     from nnsight.tracing.tracer import Tracer
 
-    from confreg.execution.doctor import Check
     from confreg.models import Model
 
 # A job of which the server has said nothing for so long was lost before it was queued.
@@ -423,10 +422,3 @@ def api_key() -> str | None:
     from nnsight.schema.config import CONFIG
 
     return CONFIG.API.APIKEY or None
-
-
-def check(profile: NdifProfile, model: str) -> list[Check]:
-    """As `confreg.execution.ndif_check.check`."""
-    from confreg.execution import ndif_check
-
-    return ndif_check.check(profile, model)

@@ -1,6 +1,6 @@
 """The one process that starts an NDIF server, keeps it alive, and ends all of it.
 
-Run as ``python -m confreg.execution.server.supervisor FOLDER``; reads ``settings.json`` there
+Run as ``python -m confreg.places.ndif.server.supervisor FOLDER``; reads ``settings.json`` there
 and keeps ``state.json`` up to date until it is told to end (SIGTERM).
 """
 
@@ -21,8 +21,8 @@ from typing import Any
 
 import psutil
 
-from confreg.execution.server import processes, services
-from confreg.execution.server.services import Settings
+from confreg.places.ndif.server import processes, services
+from confreg.places.ndif.server.services import Settings
 
 # How long a part may take to become healthy before the start counts as failed.
 PATIENCE = 240.0

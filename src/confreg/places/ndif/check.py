@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from confreg.errors import ConfregError
-from confreg.execution.ndif_http import Server
-from confreg.execution.profiles import NdifProfile
+from confreg.places.ndif.http import Server
+from confreg.places.profiles import NdifProfile
 
 if TYPE_CHECKING:
-    from confreg.execution.doctor import Check
+    from confreg.places.doctor import Check
 
 # What a difference between client and server means, by package.
 _MEANING = {
@@ -35,7 +35,7 @@ def check(profile: NdifProfile, model: str) -> list[Check]:
     model : str
         As for `confreg.models.load`.
     """
-    from confreg.execution.doctor import Check
+    from confreg.places.doctor import Check
 
     found = []
     try:
@@ -47,7 +47,7 @@ def check(profile: NdifProfile, model: str) -> list[Check]:
 
 
 def _look(profile: NdifProfile, model: str) -> Iterator[tuple[str, bool, str]]:
-    from confreg.execution.ndif import api_key
+    from confreg.places.ndif.client import api_key
 
     key = api_key()
     server = Server(profile, key)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from confreg.errors import ConfregError
-from confreg.execution.server import environment, processes, services
-from confreg.execution.server.services import Settings
+from confreg.places.ndif.server import environment, processes, services
+from confreg.places.ndif.server.services import Settings
 
 PROFILE = "ndif-localhost"
 
@@ -200,7 +200,7 @@ def status(folder: Path | None = None) -> Status:
 
 def _supervise(folder: Path) -> None:
     """Start the supervisor and wait until it says that the server is ready."""
-    command = [sys.executable, "-m", "confreg.execution.server.supervisor", str(folder)]
+    command = [sys.executable, "-m", "confreg.places.ndif.server.supervisor", str(folder)]
     with (folder / "logs" / "supervisor.log").open("ab") as log:
         supervisor = subprocess.Popen(
             command,
@@ -256,8 +256,8 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _model_key(name: str) -> str:
-    from confreg.execution.ndif import model_key
     from confreg.models.sources import locate
+    from confreg.places.ndif.client import model_key
 
     source = locate(name)
     return model_key(source.path, None if source.local else source.revision)
@@ -272,6 +272,6 @@ def _has_gpu() -> bool:
 
 
 def _profile_path(name: str) -> Path:
-    from confreg.execution import profiles
+    from confreg.places import profiles
 
     return profiles.folders()[0] / f"{name}.toml"

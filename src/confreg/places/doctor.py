@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from confreg.errors import ConfregError
-from confreg.execution import profiles
-from confreg.execution.profiles import LocalProfile, NdifProfile
+from confreg.places import profiles
+from confreg.places.profiles import LocalProfile, NdifProfile
 
 TESTED = {"nnsight": ("0.8.0", "0.8.1"), "transformers": ("5.22.2",), "torch": ("2.13.0", "2.14.0")}
 
@@ -42,9 +42,9 @@ def check(profile: str | None, overrides: Mapping[str, Any], model: str) -> list
 
 def _profile(profile: LocalProfile | NdifProfile, model: str) -> list[Check]:
     if isinstance(profile, NdifProfile):
-        from confreg.execution import ndif
+        from confreg.places.ndif import check
 
-        return ndif.check(profile, model)
+        return check.check(profile, model)
     from confreg import models
 
     described = models.describe(model, dtype=profile.dtype)

@@ -1,0 +1,1 @@
+"""Places where traces run: profiles, checks of a place, and a client of NDIF servers."""
