@@ -101,10 +101,10 @@ def _folder(options: argparse.Namespace):
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """In the limited process: load, one bare pass, then the run, each timed."""
     import torch
+    from confreg.execution import run as running
 
     import confreg
     from confreg import api, models
-    from confreg.execution import run as running
     from confreg.places import profiles
 
     folder = str(options.folder / "checkpoint")

@@ -16,23 +16,22 @@ from typing import Literal
 
 import nnsight
 
-from confreg import Effect, effects, recipe
+from confreg import derive, recipe, steps
+from confreg import effects as fx
 
-EFFECTS = [
-    Effect("loss_total", "change of loss, everything downstream recomputed"),
-    Effect("loss_direct", "change of loss, final norm's scale frozen"),
-    Effect("entropy_total", "change of entropy, everything downstream recomputed"),
-    Effect("entropy_direct", "change of entropy, final norm's scale frozen"),
-    Effect("norm_scale_total", "change of the final norm's scale", "1"),
-    Effect("top1_total", "1 where the most likely token changes", "1", default=False),
-    Effect("rank_total", "change of the correct token's rank", "1", default=False),
-]
+USUAL = (
+    fx.loss.total,
+    fx.loss.direct,
+    fx.entropy.total,
+    fx.entropy.direct,
+    fx.norm_scale.total,
+)
+ON_REQUEST = (fx.top1.total, fx.rank.total)
 
 
-@recipe(effects=EFFECTS, statistics=False, heads=True, repeats=True)
+@recipe(effects=USUAL, on_request=ON_REQUEST)
 def bos_ablation(
-    model,
-    batch,
+    study,
     *,
     layer: int = -1,
     heads: str = "above:0.7",
@@ -44,7 +43,7 @@ def bos_ablation(
     score_sequences: int = 64,
     score_length: int = 50,
 ):
-    """Let every set of heads of the batch attend to the first token, and watch neurons.
+    """Let sets of attention heads attend to the first token, and watch neurons.
 
     ``heads``: above:0.7 (the paper's threshold), top:3 (the highest scores) or 5.1,7.2 (by name).
     ``--neurons`` are those that are watched, of one layer; ``controls``: random heads of the same
@@ -52,19 +51,31 @@ def bos_ablation(
     sequences or as many as ``--max-tokens`` holds; heads are scored on ``score_sequences``
     sequences of ``score_length`` random tokens, repeated.
     """
-    attention = {layer: model.attention_out(layer) for layer in batch.head_layers()}
-    down_proj, final_norm = model.down_proj(batch.layer), model.final_norm
-    unembedding, readout_spec = model.unembedding, model.readout
+    tokens = study.repeats(repeats, length=length, count=count)
+    neurons = study.neurons(layer)
+    sets = study.heads(heads, neurons, random=random_sets, controls=controls)
+    effects = study.effects(fx.loss.total, fx.loss.direct)
+    return [
+        steps.prefix_scores(study, score_sequences, score_length, needed=not sets.is_known),
+        steps.ablation(
+            study, attend_first, sets, tokens, effects=effects, watched=neurons, changes=True
+        ),
+        derive.mediation(sets, tokens, effects, fx.loss.total, fx.loss.direct),
+        derive.against_controls(sets, tokens),
+        derive.changes_against_controls(sets, neurons),
+    ]
 
-    with model.trace(batch.inputs):  # one copy of the text a set
-        for at, projection in attention.items():
-            projection.input = effects.attend_first(projection.input, batch, at)
-        activation = down_proj.input
-        residual = final_norm.input
-        logits = unembedding.output
 
-        readout = effects.read_readout(final_norm, unembedding, residual, **readout_spec)
-        block = effects.measure(batch, readout, None, activation, residual, logits)
+def attend_first(model, unit):
+    """The text once, and once more for every set of heads, which attend to the first token."""
+    attention = {layer: model.site(layer).heads for layer in unit.edits.layers()}
+    site = model.site(unit.layer)
+
+    with model.trace(unit.inputs):
+        for layer, heads in attention.items():
+            heads.input = unit.edits.apply(heads.input, unit.copies, layer)
+        activation = site.neurons.input
+        block = site.measure(unit, activation)
         nnsight.save(block)
 
     return block

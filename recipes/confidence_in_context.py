@@ -12,45 +12,43 @@ Language Models, arXiv 2406.16254, section 5 and figure 4.
 
 from typing import Literal
 
-import nnsight
+from confreg.recipes.entropy_neurons import ablate
 
-from confreg import Effect, effects, recipe
+from confreg import ConfregError, derive, recipe, steps
+from confreg import effects as fx
 
-EFFECTS = [
-    Effect("loss_total", "change of loss, everything downstream recomputed"),
-    Effect("loss_direct", "change of loss, final norm's scale frozen"),
-    Effect("entropy_total", "change of entropy, everything downstream recomputed"),
-    Effect("reciprocal_rank_total", "change of the correct token's 1/(rank + 1)", "1"),
-    Effect("top1_total", "1 where the most likely token changes", "1"),
-]
+USUAL = (
+    fx.loss.total,
+    fx.loss.direct,
+    fx.entropy.total,
+    fx.reciprocal_rank.total,
+    fx.top1.total,
+)
 
 
-@recipe(effects=EFFECTS, statistics=True, context=True)
+@recipe(effects=USUAL)
 def confidence_in_context(
-    model,
-    batch,
+    study,
     *,
     layer: int = -1,
     ablation: float | str = "mean",
     mean_over: Literal["all", "kept"] = "all",
     null_dims: int | None = None,
+    centre_vocabulary: bool = True,
 ):
-    """Ablate every neuron of the batch at every token of the batch."""
-    down_proj, final_norm = model.down_proj(batch.layer), model.final_norm
-    post_norm, unembedding = model.post_norm(batch.layer), model.unembedding
-    readout_spec, write_spec = model.readout, model.write_spec
-
-    with model.trace(batch.inputs):
-        activation = down_proj.input
-        if batch.engine == "forward":  # one copy of the text a neuron; else algebra
-            down_proj.input = effects.ablate(activation, batch)
-        mlp_output = None if post_norm is None else post_norm.input
-        residual = final_norm.input
-        logits = unembedding.output
-
-        readout = effects.read_readout(final_norm, unembedding, residual, **readout_spec)
-        write = effects.Write(down_proj, post_norm=post_norm, post_input=mlp_output, **write_spec)
-        block = effects.measure(batch, readout, write, activation, residual, logits)
-        nnsight.save(block)
-
-    return block
+    """Ablate chosen neurons at every token, and read the effects where they are active."""
+    if study.options.reduce != "none":
+        raise ConfregError(
+            "Recipe 'confidence_in_context' is about single tokens: it cannot --reduce token. For "
+            "sweeps over many neurons use entropy_neurons."
+        )
+    tokens = study.tokens()
+    neurons = study.neurons(layer)
+    value = steps.ablation_value(study, neurons, tokens, ablation, over=mean_over)
+    effects = study.effects(fx.loss.total, fx.loss.direct)
+    return [
+        steps.weight_statistics(study, neurons, null_dims, centre_vocabulary),
+        steps.ablation(study, ablate, neurons, tokens, effects=effects, to=value, activations=True),
+        derive.mediation(neurons, tokens, effects, fx.loss.total, fx.loss.direct),
+        derive.above_mean(neurons, tokens, mean_over),
+    ]

@@ -20,55 +20,53 @@ from typing import Literal
 
 import nnsight
 
-from confreg import Effect, effects, recipe
+from confreg import derive, recipe, steps
+from confreg import effects as fx
 
-EFFECTS = [
-    Effect("loss_total", "change of loss, everything downstream recomputed"),
-    Effect("loss_direct", "change of loss, final norm's scale frozen"),
-    Effect("entropy_total", "change of entropy, everything downstream recomputed"),
-    Effect("entropy_direct", "change of entropy, final norm's scale frozen"),
-    Effect("top1_total", "1 where the most likely token changes", "1", default=False),
-    Effect("divergence_total", "D(p ‖ p') from the unablated prediction", default=False),
-    Effect(
-        "divergence_tempered_total", "what the best temperature leaves of D(p ‖ p')", default=False
-    ),
-    Effect(
-        "temperature_share",
-        "share of D(p ‖ p') that the best temperature removes",
-        "1",
-        default=False,
-        needs=("divergence_total", "divergence_tempered_total"),
-    ),
-    Effect("rank_total", "change of the correct token's rank", "1", default=False),
-]
+USUAL = (fx.loss.total, fx.loss.direct, fx.entropy.total, fx.entropy.direct)
+ON_REQUEST = (
+    fx.top1.total,
+    fx.divergence.total,
+    fx.tempered_divergence.total,
+    fx.temperature_share.total,
+    fx.rank.total,
+)
 
 
-@recipe(effects=EFFECTS, statistics=True, mediated=("loss_total", "loss_direct"))
+@recipe(effects=USUAL, on_request=ON_REQUEST)
 def entropy_neurons(
-    model,
-    batch,
+    study,
     *,
     layer: int = -1,
     ablation: float | str = "mean",
     mean_over: Literal["all", "kept"] = "all",
     null_dims: int | None = None,
+    centre_vocabulary: bool = True,
 ):
-    """Ablate every neuron of the batch at every token of the batch."""
-    down_proj, final_norm = model.down_proj(batch.layer), model.final_norm
-    post_norm, unembedding = model.post_norm(batch.layer), model.unembedding
-    readout_spec, write_spec = model.readout, model.write_spec
+    """Ablate every neuron of a layer at every token of the text."""
+    tokens = study.tokens()
+    neurons = study.neurons(layer)
+    value = steps.ablation_value(study, neurons, tokens, ablation, over=mean_over)
+    effects = study.effects(fx.loss.total, fx.loss.direct)
+    return [
+        steps.weight_statistics(study, neurons, null_dims, centre_vocabulary),
+        steps.ablation(study, ablate, neurons, tokens, effects=effects, to=value),
+        derive.mediation(neurons, tokens, effects, fx.loss.total, fx.loss.direct),
+        derive.temperature_share(
+            neurons, effects, fx.divergence.total, fx.tempered_divergence.total
+        ),
+    ]
 
-    with model.trace(batch.inputs):
-        activation = down_proj.input
-        if batch.engine == "forward":  # one copy of the text a neuron; else algebra
-            down_proj.input = effects.ablate(activation, batch)
-        mlp_output = None if post_norm is None else post_norm.input
-        residual = final_norm.input
-        logits = unembedding.output
 
-        readout = effects.read_readout(final_norm, unembedding, residual, **readout_spec)
-        write = effects.Write(down_proj, post_norm=post_norm, post_input=mlp_output, **write_spec)
-        block = effects.measure(batch, readout, write, activation, residual, logits)
+def ablate(model, unit):
+    """The text once, and, where no algebra does it, once more for every neuron, with that neuron replaced."""
+    site = model.site(unit.layer)
+
+    with model.trace(unit.inputs):
+        activation = site.neurons.input
+        if unit.copies:
+            site.neurons.input = unit.edits.apply(activation, unit.copies)
+        block = site.measure(unit, activation)
         nnsight.save(block)
 
     return block

@@ -12,49 +12,34 @@ Stolfo, Wu, Gurnee, Belinkov, Song, Sachan, Nanda (2024), arXiv 2406.16254.
 
 from typing import Literal
 
-import nnsight
+from confreg.recipes.entropy_neurons import ablate
 
-from confreg import Effect, effects, recipe
+from confreg import derive, recipe, steps
+from confreg import effects as fx
 
-EFFECTS = [
-    Effect("loss_total", "change of loss, everything downstream recomputed"),
-    Effect("loss_direct", "change of loss, final norm's scale frozen"),
-    Effect("entropy_total", "change of entropy, everything downstream recomputed"),
-    Effect("entropy_direct", "change of entropy, final norm's scale frozen"),
-    Effect("top1_total", "1 where the most likely token changes", "1", default=False),
-    Effect("rank_total", "change of the correct token's rank", "1", default=False),
-]
+USUAL = (fx.loss.total, fx.loss.direct, fx.entropy.total, fx.entropy.direct)
+ON_REQUEST = (fx.top1.total, fx.rank.total)
 
 
-@recipe(effects=EFFECTS, statistics=False, sets=True)
+@recipe(effects=USUAL, on_request=ON_REQUEST)
 def group_ablation(
-    model,
-    batch,
+    study,
     *,
     layer: int = -1,
     mean_over: Literal["all", "kept"] = "all",
     random_sets: int = 100,
     deviations: str = "-1,0,1",
 ):
-    """Ablate every set of the batch at every token of the batch.
+    """Ablate sets of neurons at once at every token of the text.
 
     ``--neurons`` names the sets, separated by ``;``. ``deviations`` are the k.
     """
-    down_proj, final_norm = model.down_proj(batch.layer), model.final_norm
-    post_norm, unembedding = model.post_norm(batch.layer), model.unembedding
-    readout_spec, write_spec = model.readout, model.write_spec
-
-    with model.trace(batch.inputs):
-        activation = down_proj.input
-        if batch.engine == "forward":  # one copy of the text a set; else algebra
-            down_proj.input = effects.ablate(activation, batch)
-        mlp_output = None if post_norm is None else post_norm.input
-        residual = final_norm.input
-        logits = unembedding.output
-
-        readout = effects.read_readout(final_norm, unembedding, residual, **readout_spec)
-        write = effects.Write(down_proj, post_norm=post_norm, post_input=mlp_output, **write_spec)
-        block = effects.measure(batch, readout, write, activation, residual, logits)
-        nnsight.save(block)
-
-    return block
+    tokens = study.tokens()
+    sets = study.sets(layer, random=random_sets, deviations=deviations)
+    value = steps.ablation_value(study, sets.neurons, tokens, over=mean_over, spread=True)
+    effects = study.effects(fx.loss.total, fx.loss.direct)
+    return [
+        steps.ablation(study, ablate, sets, tokens, effects=effects, to=value),
+        derive.mediation(sets, tokens, effects, fx.loss.total, fx.loss.direct),
+        derive.against_controls(sets, tokens),
+    ]

@@ -19,24 +19,18 @@ Language Models, arXiv 2406.16254, section 6.
 
 from typing import Literal
 
-import nnsight
+from confreg.recipes.entropy_neurons import ablate
 
-from confreg import Effect, effects, recipe
+from confreg import ConfregError, derive, recipe, steps
+from confreg import effects as fx
 
-EFFECTS = [
-    Effect("loss_total", "change of loss, everything downstream recomputed"),
-    Effect("loss_direct", "change of loss, final norm's scale frozen"),
-    Effect("entropy_total", "change of entropy, everything downstream recomputed"),
-    Effect("entropy_direct", "change of entropy, final norm's scale frozen"),
-    Effect("top1_total", "1 where the most likely token changes", "1", default=False),
-    Effect("rank_total", "change of the correct token's rank", "1", default=False),
-]
+USUAL = (fx.loss.total, fx.loss.direct, fx.entropy.total, fx.entropy.direct)
+ON_REQUEST = (fx.top1.total, fx.rank.total)
 
 
-@recipe(effects=EFFECTS, statistics=False, sets=True, repeats=True)
+@recipe(effects=USUAL, on_request=ON_REQUEST)
 def induction(
-    model,
-    batch,
+    study,
     *,
     layer: int = -1,
     mean_over: Literal["first", "all"] = "first",
@@ -48,26 +42,27 @@ def induction(
     gap: int = 1,
     count: int | None = None,
 ):
-    """Ablate every set of the batch at every token of the batch.
+    """Ablate chosen neurons, each alone and jointly, plainly and clipped, where a text comes again.
 
     ``length`` tokens are repeated after ``separator``, or n-grams of ``ngram`` tokens come again
     after ``gap`` others or more; ``count`` sequences, or as many as ``--max-tokens`` holds.
     """
-    down_proj, final_norm = model.down_proj(batch.layer), model.final_norm
-    post_norm, unembedding = model.post_norm(batch.layer), model.unembedding
-    readout_spec, write_spec = model.readout, model.write_spec
-
-    with model.trace(batch.inputs):
-        activation = down_proj.input
-        if batch.engine == "forward":  # one copy of the text a set; else algebra
-            down_proj.input = effects.ablate(activation, batch)
-        mlp_output = None if post_norm is None else post_norm.input
-        residual = final_norm.input
-        logits = unembedding.output
-
-        readout = effects.read_readout(final_norm, unembedding, residual, **readout_spec)
-        write = effects.Write(down_proj, post_norm=post_norm, post_input=mlp_output, **write_spec)
-        block = effects.measure(batch, readout, write, activation, residual, logits)
-        nnsight.save(block)
-
-    return block
+    if study.options.reduce != "none":
+        raise ConfregError(
+            "Recipe 'induction' is about single tokens: it cannot --reduce token. For sweeps over "
+            "many neurons use entropy_neurons."
+        )
+    tokens = study.repeats(
+        repeats, length=length, separator=separator, ngram=ngram, gap=gap, count=count
+    )
+    sets = study.alone_and_joint(layer, random=random_sets)
+    value = steps.ablation_value(study, sets.neurons, tokens, over=mean_over, occurrences=True)
+    effects = study.effects(fx.loss.total, fx.loss.direct)
+    return [
+        steps.ablation(
+            study, ablate, sets, tokens,
+            effects=effects, to=value, watched=sets.neurons, activations=True,
+        ),
+        derive.mediation(sets, tokens, effects, fx.loss.total, fx.loss.direct),
+        derive.against_controls(sets, tokens),
+    ]  # fmt: skip

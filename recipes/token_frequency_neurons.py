@@ -18,25 +18,23 @@ Language Models, arXiv 2406.16254, section 4.
 
 from typing import Literal
 
-import nnsight
+from confreg.recipes.entropy_neurons import ablate
 
-from confreg import Effect, effects, recipe
+from confreg import derive, recipe, steps
+from confreg import effects as fx
 
-KL = "change of D(p_freq ‖ p_model), from the unigrams to the prediction"
-
-EFFECTS = [
-    Effect("loss_total", "change of loss, everything downstream recomputed"),
-    Effect("loss_frequency_direct", "change of loss, token-frequency component put back"),
-    Effect("entropy_total", "change of entropy, everything downstream recomputed"),
-    Effect("kl_frequency_total", f"{KL}, everything downstream recomputed"),
-    Effect("kl_frequency_frequency_direct", f"{KL}, token-frequency component put back"),
-]
+USUAL = (
+    fx.loss.total,
+    fx.loss.frequency_direct,
+    fx.entropy.total,
+    fx.kl_frequency.total,
+    fx.kl_frequency.frequency_direct,
+)
 
 
-@recipe(effects=EFFECTS, statistics=True, mediated=("loss_total", "loss_frequency_direct"))
+@recipe(effects=USUAL)
 def token_frequency_neurons(
-    model,
-    batch,
+    study,
     *,
     layer: int = -1,
     ablation: float | str = "mean",
@@ -44,28 +42,25 @@ def token_frequency_neurons(
     null_dims: int | None = None,
     counts: str | None = None,
     all_layers: bool = False,
+    centre_vocabulary: bool = True,
 ):
-    """Ablate every neuron of the batch at every token of the batch.
+    """Ablate every neuron of a layer at every token of the text.
 
     ``counts`` is a file of token counts (.npy, .csv) or text to count, such as ``hf:dataset``;
     by default the whole text of the run is counted. ``all_layers`` adds the cosine of every
     neuron of the model.
     """
-    down_proj, final_norm = model.down_proj(batch.layer), model.final_norm
-    post_norm, unembedding = model.post_norm(batch.layer), model.unembedding
-    readout_spec, write_spec = model.readout, model.write_spec
-
-    with model.trace(batch.inputs):
-        activation = down_proj.input
-        if batch.engine == "forward":  # one copy of the text a neuron; else algebra
-            down_proj.input = effects.ablate(activation, batch)
-        mlp_output = None if post_norm is None else post_norm.input
-        residual = final_norm.input
-        logits = unembedding.output
-
-        readout = effects.read_readout(final_norm, unembedding, residual, **readout_spec)
-        write = effects.Write(down_proj, post_norm=post_norm, post_input=mlp_output, **write_spec)
-        block = effects.measure(batch, readout, write, activation, residual, logits)
-        nnsight.save(block)
-
-    return block
+    tokens = study.tokens()
+    neurons = study.neurons(layer)
+    frequencies = study.counts(counts)
+    value = steps.ablation_value(study, neurons, tokens, ablation, over=mean_over)
+    total, direct = fx.loss.total, fx.loss.frequency_direct
+    effects = study.effects(total, direct)
+    return [
+        steps.weight_statistics(study, neurons, null_dims, centre_vocabulary),
+        steps.frequency_cosines(study, neurons, frequencies, all_layers, centre_vocabulary),
+        steps.ablation(
+            study, ablate, neurons, tokens, effects=effects, to=value, counts=frequencies
+        ),
+        derive.mediation(neurons, tokens, effects, total, direct),
+    ]

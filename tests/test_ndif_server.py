@@ -23,18 +23,18 @@ import pytest
 import xarray as xr
 import zoo
 import zstandard
+from confreg.execution import plan
+from confreg.results.store import Store
 from conftest import EVERYTHING, need
 from hub import Hub
 
 import confreg
 from confreg.errors import ConfregError
-from confreg.execution import plan
 from confreg.models import embedded
 from confreg.places import doctor, profiles
 from confreg.places.ndif import client, http, server
 from confreg.places.ndif.faults import Transient
 from confreg.places.ndif.journal import Journal, journal_path
-from confreg.results.store import Store
 
 pytestmark = [pytest.mark.remote, pytest.mark.slow]
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from confreg.execution import batches, statistics
+from confreg.execution.plan import UPLOAD, Plan
 
 from confreg import api
 from confreg.effects.frequency import log_frequencies
-from confreg.execution import batches, statistics
-from confreg.execution.plan import UPLOAD, Plan
 from confreg.models import Model
 from confreg.places.ndif.client import Client
 from confreg.places.profiles import NdifProfile

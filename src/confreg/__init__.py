@@ -10,22 +10,50 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from confreg.declaration import Effect, Recipe, recipe
 from confreg.errors import ConfregError
 
-if TYPE_CHECKING:
-    from confreg import effects
-    from confreg.api import make_plan, run
-    from confreg.results.store import open
+# At once: importing the module later would put it in the place of the function.
+from confreg.recipe import recipe
 
-__version__ = "0.1.0"
-__all__ = ["ConfregError", "Effect", "Recipe", "effects", "make_plan", "open", "recipe", "run"]
+if TYPE_CHECKING:
+    from confreg import derive, effects, steps
+    from confreg.api import plan, run
+    from confreg.axes import Axis, Label, Variable
+    from confreg.models.network import Network
+    from confreg.results.open import open
+    from confreg.sweep.step import Derivation, Step
+
+__version__ = "0.2.0"
+__all__ = [
+    "Axis",
+    "ConfregError",
+    "Derivation",
+    "Label",
+    "Network",
+    "Step",
+    "Variable",
+    "derive",
+    "effects",
+    "open",
+    "plan",
+    "recipe",
+    "run",
+    "steps",
+]
 
 _LAZY = {
-    "run": ("confreg.api", "run"),
-    "make_plan": ("confreg.api", "make_plan"),
-    "open": ("confreg.results.store", "open"),
+    "Axis": ("confreg.axes", "Axis"),
+    "Derivation": ("confreg.sweep.step", "Derivation"),
+    "Label": ("confreg.axes", "Label"),
+    "Network": ("confreg.models.network", "Network"),
+    "Step": ("confreg.sweep.step", "Step"),
+    "Variable": ("confreg.axes", "Variable"),
+    "derive": ("confreg.derive", None),
     "effects": ("confreg.effects", None),
+    "open": ("confreg.results.open", "open"),
+    "plan": ("confreg.api", "plan"),
+    "run": ("confreg.api", "run"),
+    "steps": ("confreg.steps", None),
 }
 
 

@@ -1,99 +1,62 @@
-"""`confreg.run` and `confreg.make_plan`: what the command line and notebooks call."""
+"""`confreg.run` and `confreg.plan`: what the command line and notebooks call."""
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from confreg import declaration as recipes
-from confreg.declaration import Recipe
+from confreg import options as table
+from confreg import places
+from confreg.axes import Axis
 from confreg.errors import ConfregError
-from confreg.execution import plan as plans
-from confreg.execution.plan import Plan, Request
-from confreg.places import profiles
-from confreg.places.profiles import NdifProfile, Profile
+from confreg.options import Options
+from confreg.recipe import Recipe, find
+from confreg.sweep import provenance
+from confreg.sweep.plan import Plan, axes_of, size
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from confreg.models import Description, Model
-    from confreg.progress import Progress
-    from confreg.tokens import Corpus, TokenTable
-    from confreg.tokens.counts import Counts
+    from confreg.models.network import Network
+    from confreg.study import Study
 
 
-def run(
-    recipe: str | Path | Recipe,
-    *,
-    model: str | Model = "smollm2-135m",
-    text: str | Path | Sequence[str] | Sequence[Path] | Corpus | None = None,
-    profile: str | Path | Profile = "memory",
-    overrides: Mapping[str, Any] | None = None,
-    out: str | Path | None = None,
-    engine: str = "auto",
-    neurons: str = "all",
-    sequence_length: int = 256,
-    max_tokens: int | None = 1024,
-    per_document: bool = False,
-    dtype: str | None = None,
-    effects: Sequence[str] | None = None,
-    activations: bool = False,
-    reduce: str = "none",
-    tolerance: float = 1e-5,
-    memory: int | str | None = None,
-    overwrite: bool = False,
-    seed: int = 0,
-    progress: bool = True,
-    command_line: str | None = None,
-    **parameters: Any,
-) -> xr.Dataset:
+def run(recipe: str | Path | Recipe, **given: Any) -> xr.Dataset:
     """Run a recipe and open the dataset that it wrote.
 
     A run into an existing store goes on where that store stopped, if it was made by the same
     configuration.
+    """
+    from confreg.progress import Progress
+    from confreg.results.open import open
+    from confreg.sweep.run import Run
+
+    found = find(recipe)
+    options, parameters = split(found, given)
+    progress = Progress(options.progress)
+    with progress.step("planning"):
+        plan = make_plan(found, options, parameters, progress)
+    path = Path(options.out).expanduser() if options.out is not None else None
+    path = path or Path(tempfile.mkdtemp(prefix="confreg-")) / f"{found.name}.zarr"
+    store = open_store(plan, path, options.overwrite)
+    with places.entered(plan.place, path, progress):
+        Run(plan, store, progress).execute()
+    ds = open(path)
+    if not ds.attrs["complete"]:
+        raise ConfregError(f"The store {str(path)!r} is not finished; run its command again.")
+    return ds
+
+
+run.__doc__ = f"""{run.__doc__.rstrip() if run.__doc__ else ""}
 
     Parameters
     ----------
     recipe : str, Path or Recipe
         A name (see ``confreg recipes``), the path of a recipe file, or a recipe.
-    model : str or Model
-        An alias, a Hugging Face id (``id@revision``), a local folder, a GGUF file, or a
-        loaded `confreg.models.Model`.
-    text : optional
-        None for the default text; a list of strings is the documents themselves; a string, a
-        path or a list of paths names files, folders, globs or ``hf:dataset``.
-    profile : str, Path or Profile
-        Where to run, see ``remote_conf/``. ``overrides`` sets single values by dotted name.
-    out : str or Path, optional
-        The Zarr directory to write; by default a new one in the temporary folder.
-    engine : {"auto", "series", "exact", "forward"}
-        ``auto``: closed form on the last layer, real interventions elsewhere.
-    neurons : str
-        ``all`` (of the recipe's layer), ``11.584,11.2378``, ``31:0-511``, ``random:100``.
-    sequence_length, max_tokens : int
-        How text is cut, and how much of it is used (None: all of it).
-    per_document : bool
-        Begin a new sequence with every document.
-    dtype : str, optional
-        Of the weights; by default the checkpoint's.
-    effects : sequence of str, optional
-        Names of the recipe's effects, or ``["all"]``; by default its default ones.
-    activations : bool
-        Keep every activation: ``activation (neuron, token)``.
-    reduce : {"none", "token"}
-        ``token`` keeps only the reductions over tokens, not the cube.
-    tolerance : float
-        Of engine ``series``, nats per neuron, token and effect.
-    memory : int or str, optional
-        Budget beside the model, ``"2GB"``; by default a quarter of what is free.
-    overwrite : bool
-        Replace an existing store.
-    seed : int
-        Of random neurons and of the pairs on which the error is measured.
-    progress : bool
-        Show progress bars.
+    {table.documentation().replace(chr(10), chr(10) + "    ")}
     **parameters
         The recipe's own parameters.
 
@@ -107,29 +70,9 @@ def run(
     ConfregError
         Anything that the caller can mend, in a sentence.
     """
-    given = {k: v for k, v in locals().items() if k in _REPORTED and v != _DEFAULTS[k]}
-    request, loaded = _request(
-        recipe=recipe, model=model, text=text, profile=profile, overrides=overrides, out=out,
-        engine=engine, neurons=neurons, sequence_length=sequence_length, max_tokens=max_tokens,
-        per_document=per_document, dtype=dtype, effects=effects, activations=activations,
-        reduce=reduce, tolerance=tolerance, memory=memory, overwrite=overwrite, seed=seed,
-        parameters=parameters,
-    )  # fmt: skip
-    if command_line is None:
-        said = {**given, **parameters}
-        command_line = f"confreg.run({request.recipe.name!r}"
-        command_line += "".join(f", {k}={v!r}" for k, v in said.items()) + ")"
-    return run_request(request, loaded, command_line, progress)
 
 
-_REPORTED = (
-    "engine", "neurons", "sequence_length", "max_tokens", "per_document", "dtype", "effects",
-    "activations", "reduce", "tolerance", "seed",
-)  # fmt: skip
-_DEFAULTS = {k: v for k, v in (run.__kwdefaults__ or {}).items() if k in _REPORTED}
-
-
-def make_plan(recipe: str | Path | Recipe, **options: Any) -> Plan:
+def plan(recipe: str | Path | Recipe, **given: Any) -> Plan:
     """What `run` would do with the same options; reads no weights and writes nothing.
 
     Raises
@@ -137,142 +80,156 @@ def make_plan(recipe: str | Path | Recipe, **options: Any) -> Plan:
     ConfregError
         As `run`.
     """
-    known = {k: options.pop(k) for k in list(options) if k in (run.__kwdefaults__ or {})}
-    for only_run in ("progress", "command_line"):
-        known.pop(only_run, None)
-    request, loaded = _request(recipe=recipe, parameters=options, **known)
-    return plan_request(request, loaded)
+    found = find(recipe)
+    return make_plan(found, *split(found, given))
 
 
-def _request(
-    *,
-    recipe: str | Path | Recipe,
-    parameters: Mapping[str, Any],
-    model: str | Model = "smollm2-135m",
-    profile: str | Path | Profile = "memory",
-    overrides: Mapping[str, Any] | None = None,
-    out: str | Path | None = None,
-    memory: int | str | None = None,
-    **options: Any,
-) -> tuple[Request, Model | None]:
-    loaded = None if isinstance(model, str) else model
-    request = Request(
-        recipe=recipes.find(recipe),
-        model=model if isinstance(model, str) else model.name,
-        profile=profiles.load(profile, overrides),
-        out=Path(out).expanduser() if out is not None else None,
-        memory=read_bytes(memory),
-        parameters=parameters,
-        **options,
+def split(recipe: Recipe, given: Mapping[str, Any]) -> tuple[Options, dict[str, Any]]:
+    """What was given as options and as the recipe's parameters, both validated."""
+    own = {name: value for name, value in given.items() if name not in table.names()}
+    known = {name: value for name, value in given.items() if name in table.names()}
+    return Options.read(known), recipe.bind(own)
+
+
+def make_plan(
+    recipe: Recipe, options: Options, parameters: Mapping[str, Any], progress: Any = None
+) -> Plan:
+    """Everything that is decided before a weight is loaded."""
+    from confreg.study import Study, describe_parameters
+
+    profile = places.profiles.load(options.profile, options.overrides)
+    held = _held(options, profile)
+    model = _network(recipe, options, held)
+    place = places.make(profile, options, model)
+    study = Study(model, options, place.budget, recipe.usual, recipe.on_request, recipe=recipe.name)
+    bound = {
+        name: _named(value, held) if recipe.parameters[name].is_model else value
+        for name, value in parameters.items()
+    }
+    items = recipe.items(study, bound)
+    for item in items:
+        reason = getattr(item, "here_only", "")
+        if reason and study.is_remote:
+            raise ConfregError(reason)
+    said = describe_parameters(bound)
+    added: dict[str, Any] = {}
+    for item in items:
+        added |= item.attributes
+    return Plan(
+        title=recipe.name,
+        items=tuple(items),
+        place=place,
+        configuration=_configuration(recipe, options, study, said, profile.name, items, added),
+        attributes={
+            **provenance.attributes(recipe.name, recipe.source, options.seed),
+            **_of_model(model),
+            **study.attributes,
+            "profile": profile.name,
+            "host": places.host(profile),
+            **{f"parameter_{name}": str(value) for name, value in said.items()},
+            **added,
+            **provenance.command(recipe.name, options, said),
+        },
+        facts=_facts(model, profile),
+        explain=recipe.explain,
     )
-    return request, loaded
 
 
-def plan_request(request: Request, loaded: Model | None = None) -> Plan:
-    """The plan of a request: tokens are cut, no weights are read."""
-    from confreg import models
-
-    described: Description = (
-        loaded.description
-        if loaded is not None
-        else models.describe(request.model, dtype=_held(request))
-    )
-    table = _table(request, described)
-    if described.max_length is not None and table.sequence_length > described.max_length:
-        raise ConfregError(
-            f"{described.name} has positions for {described.max_length} tokens; sequences of "
-            f"{table.sequence_length} were asked for."
-        )
-    return plans.make_plan(request, described, table, _counts(request, described))
-
-
-def _table(request: Request, described: Description) -> TokenTable:
-    """The request's text as sequences, repeated for recipes about repeats."""
-    from confreg import tokens
-
-    corpus, tokenizer = tokens.read(request.text), described.tokenizer
-    length, most = request.sequence_length, request.max_tokens
-    if request.recipe.repeats:
-        chosen = request.recipe.bind(request.parameters)
-        return tokens.repeats.of_kind(corpus, tokenizer, length, most, request.seed, **chosen)
-    return tokens.cut(corpus, tokenizer, length, most, request.per_document)
-
-
-def _counts(request: Request, described: Description) -> Counts | None:
-    """Token counts, for recipes that take the parameter ``counts``."""
-    from confreg import tokens
-
-    if "counts" not in request.recipe.parameters:
-        return None
-    spec = request.recipe.bind(request.parameters)["counts"]
-    size = described.vocab_size
-    return tokens.counts.read(spec, tokens.read(request.text), described.tokenizer, size)
-
-
-def _held(request: Request) -> str | None:
+def _held(options: Options, profile: Any) -> str | None:
     """What the weights are held as: quantized, or in the dtype that was asked for, if any."""
-    profile = request.profile
-    return (
-        getattr(profile, "quantization", None) or request.dtype or getattr(profile, "dtype", None)
-    )
+    return getattr(profile, "quantization", None) or options.dtype or profile.dtype
 
 
-def run_request(
-    request: Request, loaded: Model | None, command_line: str, show_progress: bool
-) -> xr.Dataset:
-    """Plan, open or create the store, load the model, execute."""
-    from confreg.execution import run as running
-    from confreg.progress import Progress
+def _network(recipe: Recipe, options: Options, held: str | None) -> Network:
+    """The run's model, described."""
+    from confreg.models.network import Network
 
-    progress = Progress(show_progress)
-    with progress.step("planning"):
-        plan = plan_request(request, loaded)
-    path = request.out or Path(tempfile.mkdtemp(prefix="confreg-")) / f"{request.recipe.name}.zarr"
-    model = loaded
-    if plan.unscored:
-        scores = running.stored_scores(plan, path, request.overwrite)
-        if scores is None:
-            model = loaded or load_model(plan, progress)
-            scores = running.score_heads(plan, model, progress)
-        plan = plans.make_plan(request, plan.model, plan.table, plan.counts, scores)
-    store = running.open_store(plan, path, request.overwrite, command_line)
-    plan = running.as_stored(plan, store, progress)
-    if not store.complete:
-        running.execute(plan, store, model or load_model(plan, progress), progress)
-    return running.result(path)
+    given = options.model
+    if recipe.model is not None and given == Options.model:
+        return Network(recipe.model.__name__, make=recipe.model)
+    return _named(given, held)
 
 
-def load_model(plan: Plan, progress: Progress) -> Model:
-    """The model of a plan, where its profile places it."""
-    with progress.step(f"loading {plan.model.name}"):
-        return _load(plan)
-
-
-def _load(plan: Plan) -> Model:
+def _named(given: Any, held: str | None) -> Network:
     from confreg import models
+    from confreg.models.network import Network, traceable
 
-    dtype = plan.request.dtype or plan.profile.dtype
-    if isinstance(plan.profile, NdifProfile):
-        return models.load(plan.request.model, dtype=dtype, weights=False)
-    return models.load(plan.request.model, profile=plan.profile.placement(), dtype=dtype)
+    if isinstance(given, Network):
+        return given
+    if isinstance(given, str | Path):
+        return Network(str(given), about=models.describe(str(given), dtype=held))
+    if isinstance(given, models.Model):
+        return Network(given.name, about=given.description, loaded=given)
+    return traceable(given)
 
 
-def read_bytes(size: int | str | None) -> int | None:
-    """A size in bytes: ``2000000000`` or ``"2GB"``.
+def _of_model(model: Network) -> dict[str, str | int]:
+    if not model.is_language_model:
+        return {"model": model.name}
+    about = model.about
+    return {
+        "model": about.name,
+        "model_revision": about.revision or "",
+        "model_architecture": about.architecture,
+        "model_layers": about.n_layers,
+        "dtype": about.dtype,
+    }
+
+
+def _configuration(
+    recipe: Recipe,
+    options: Options,
+    study: Study,
+    parameters: Mapping[str, Any],
+    profile: str,
+    items: list[Any],
+    added: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What a run must share with a store to go on with it."""
+    import confreg
+
+    of_model = _of_model(study.model)
+    of_model.pop("model_layers", None)
+    labels = hashlib.sha256()
+    for item in items:
+        for axis in axes_of(item):
+            if isinstance(axis, Axis) and axis.name != "token":
+                labels.update("\n".join([axis.name, *map(str, axis.index.tolist())]).encode())
+    return {
+        "recipe": recipe.name,
+        "recipe_sha256": hashlib.sha256(recipe.source).hexdigest(),
+        "parameters": dict(parameters),
+        **of_model,
+        **{k: v for k, v in study.attributes.items() if k.startswith("corpus")},
+        "profile": profile,
+        **options.shared(),
+        "labels_sha256": labels.hexdigest(),
+        **{f"{key}": value for key, value in added.items() if key.endswith("sha256")},
+        "confreg": confreg.__version__,
+    }
+
+
+def _facts(model: Network, profile: Any) -> list[tuple[str, str]]:
+    said = model.name
+    if model.is_language_model:
+        about = model.about
+        said = f"{about.name} ({about.architecture}, {size(about.bytes)} of weights)"
+    return [("model", said), ("profile", f"{profile.name}: {profile.description}")]
+
+
+def open_store(plan: Plan, path: Path, overwrite: bool) -> Any:
+    """Create the store of a plan, or resume the one that is there.
 
     Raises
     ------
     ConfregError
-        Not a size.
+        What is there is no store, or one of another configuration.
     """
-    from pydantic import ByteSize, TypeAdapter, ValidationError
+    from confreg.sweep import store as stores
 
-    if size is None:
-        return None
-    try:
-        read = int(TypeAdapter(ByteSize).validate_python(size))
-    except ValidationError:
-        read = 0
-    if read <= 0:
-        raise ConfregError(f"--memory is a size such as 2GB or 500MB, not {size!r}.")
-    return read
+    if overwrite:
+        stores.remove(path)
+        places.forget_jobs(path)
+    if path.exists():
+        return stores.Store.resume(path, plan.configuration)
+    return stores.Store.create(path, plan.configuration, plan.attributes)

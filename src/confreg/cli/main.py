@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from confreg import __version__
 from confreg.errors import ConfregError
+from confreg.options import Options, choices, meta
 
 EPILOG = """examples:
   confreg run entropy_neurons --out runs/demo.zarr
@@ -47,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         options.function(options)
     except ConfregError as error:
+        if getattr(options, "debug", False):
+            raise
         print(f"confreg: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -106,70 +110,36 @@ def _add_plan(commands: Any) -> None:
 
 
 def _add_request(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("recipe", metavar="RECIPE", help="a name (see confreg recipes) or the path of a file")
-    add(
-        "--model",
-        default="smollm2-135m",
-        metavar="M",
-        help="alias, Hugging Face id[@revision], folder or GGUF file (default: %(default)s)",
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a name (see confreg recipes) or the path of a file"
     )
+    add = parser.add_argument
     add("--text", nargs="+", action="extend", metavar="T", help="what to run on, see below")
     _add_profile(parser, "memory")
     add("--out", metavar="O.zarr", help="store to write (default: runs/RECIPE.zarr)")
-    add(
-        "--engine",
-        default="auto",
-        choices=("auto", "series", "exact", "forward"),
-        help="series and exact: algebra of the last layer; forward: a real intervention for "
-        "every neuron (default: auto)",
-    )
-    add("--neurons", default="all", metavar="SPEC", help="which neurons, see below")
-    add(
-        "--effects",
-        nargs="+",
-        action="extend",
-        metavar="E",
-        help="which effects of the recipe, or all (default: its usual ones)",
-    )
-    add(
-        "--sequence-length",
-        type=int,
-        default=256,
-        metavar="N",
-        help="tokens a sequence (default: %(default)s)",
-    )
-    add(
-        "--max-tokens",
-        type=_count,
-        default=1024,
-        metavar="N",
-        help="tokens in all, or 'all' (default: %(default)s)",
-    )
-    add("--per-document", action="store_true", help="begin a new sequence with every document")
-    add("--dtype", metavar="D", help="of the weights (default: the checkpoint's own)")
-    add("--activations", action="store_true", help="keep every activation: neuron × token")
-    add(
-        "--reduce",
-        default="none",
-        choices=("none", "token"),
-        help="token: keep only what is left after reducing over tokens",
-    )
-    add(
-        "--tolerance",
-        type=float,
-        default=1e-5,
-        metavar="X",
-        help="of engine series, in nats (default: %(default)s)",
-    )
-    add(
-        "--memory",
-        metavar="SIZE",
-        help="budget beside the model, such as 2GB (default: a quarter of what is free)",
-    )
-    add("--seed", type=int, default=0, metavar="S", help="of everything drawn at random")
+    for option in dataclasses.fields(Options):
+        if meta(option, "flag"):
+            _add_option(parser, option)
     add("-p", dest="parameters", action="append", default=[], metavar="name=value",
         help="a parameter of the recipe, such as -p layer=10 or -p ablation=zero")  # fmt: skip
+    add("--debug", action="store_true", help="show the traceback of a mistake in a recipe")
+
+
+def _add_option(parser: argparse.ArgumentParser, option: dataclasses.Field[Any]) -> None:
+    """A flag of the command line for a row of the table of options."""
+    kind, flag = get_type_hints(Options)[option.name], f"--{option.name.replace('_', '-')}"
+    text = meta(option, "help")
+    # What is not given is not passed on: the table has the defaults.
+    given: dict[str, Any] = {"default": argparse.SUPPRESS}
+    if kind is bool:
+        parser.add_argument(flag, action="store_true", help=text, **given)
+        return
+    if "default" not in text:
+        text += f" (default: {option.default})"
+    given["choices" if choices(kind) else "metavar"] = choices(kind) or meta(option, "metavar")
+    if "list" in str(kind):
+        given |= {"nargs": "+", "action": "extend"}
+    parser.add_argument(flag, help=text, **given)
 
 
 def _add_profile(parser: argparse.ArgumentParser, default: str | None) -> None:
@@ -291,12 +261,11 @@ def _pairs(given: Sequence[str], flag: str) -> dict[str, str]:
 def _options(options: argparse.Namespace) -> dict[str, Any]:
     from confreg import tokens
 
-    names = (
-        "model", "engine", "neurons", "effects", "sequence_length", "max_tokens", "per_document",
-        "dtype", "activations", "reduce", "tolerance", "memory", "seed", "profile",
-    )  # fmt: skip
+    names = [option.name for option in dataclasses.fields(Options) if meta(option, "flag")]
+    given = {name: getattr(options, name) for name in names if hasattr(options, name)}
     return {
-        **{name: getattr(options, name) for name in names},
+        **given,
+        "profile": options.profile,
         "text": None if options.text is None else tokens.read_sources(options.text),
         "overrides": _pairs(options.overrides, "-P"),
         "out": options.out or f"runs/{_stem(options.recipe)}.zarr",
@@ -305,11 +274,11 @@ def _options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _parameters(options: argparse.Namespace) -> dict[str, str]:
-    from confreg import declaration as recipes
+    from confreg.recipe import find
 
     given = _pairs(options.parameters, "-p")
     # Checked here, so that a parameter cannot be taken for an option of confreg.run.
-    recipes.find(options.recipe).bind(given)
+    find(options.recipe).bind(given)
     return given
 
 
@@ -341,32 +310,32 @@ def _plan(options: argparse.Namespace) -> None:
     from confreg import api
     from confreg.cli import tables
 
-    tables.print_plan(api.make_plan(options.recipe, **_options(options)))
+    tables.print_plan(api.plan(options.recipe, **_options(options)))
 
 
 def _show(options: argparse.Namespace) -> None:
     from confreg.cli import tables
-    from confreg.results import store
+    from confreg.results import open as opening
 
-    with store.reading(options.store):
-        tables.print_top(store.open(options.store), options.by, options.n, options.smallest)
+    with opening.reading(options.store):
+        tables.print_top(opening.open(options.store), options.by, options.n, options.smallest)
 
 
 def _report(options: argparse.Namespace) -> None:
     from confreg import report
-    from confreg.results import store
+    from confreg.results import open as opening
 
     page = options.page or Path(options.store).with_suffix(".html")
-    with store.reading(options.store):
-        print(report.write(store.open(options.store), page))
+    with opening.reading(options.store):
+        print(report.write(opening.open(options.store), page))
 
 
 def _netcdf(options: argparse.Namespace) -> None:
-    from confreg.results import store
+    from confreg.results import open as opening
 
     file = options.file or Path(options.store).with_suffix(".nc")
-    with store.reading(options.store):
-        print(store.write_netcdf(store.open(options.store), file))
+    with opening.reading(options.store):
+        print(opening.write_netcdf(opening.open(options.store), file))
 
 
 def _counts(options: argparse.Namespace) -> None:

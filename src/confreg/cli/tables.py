@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-    from confreg.execution.plan import Plan
     from confreg.places.doctor import Check
+    from confreg.sweep.plan import Plan
 
 HEADINGS = {
     "te": "TE",
@@ -119,63 +119,26 @@ def _number(value: float) -> str:
 
 def print_plan(plan: Plan) -> None:
     """Print what would run."""
-    table = Table(title=f"{plan.request.recipe.name}: what would run", show_header=False)
+    table = Table(title=f"{plan.title}: what would run", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, value in plan_rows(plan):
+    for name, value in plan.rows():
         table.add_row(name, value)
     _console().print(table)
 
 
-def plan_rows(plan: Plan) -> list[tuple[str, str]]:
-    """A plan in words, row by row."""
-    model, tokens, neurons = plan.model, len(plan.table), len(plan.neurons)
-    engines = ", ".join(f"{e} (layer {layer})" for layer, e in plan.engine.items())
-    n0, n1 = plan.neuron_units[0]
-    t0, t1 = plan.token_units[0]
-    passes = [f"{count:,.0f} for {purpose}" for purpose, count in plan.passes.items()]
-    shared = plan.ablation.over_tokens and plan.shared_pass
-    return [
-        ("model", f"{model.name} ({model.architecture}, {size(model.bytes)} of weights)"),
-        ("profile", f"{plan.profile.name}: {plan.profile.description}"),
-        ("text", f"{plan.table.corpus}: {tokens:,} tokens in {len(plan.table.sequences)} sequences,"
-                 f" {int(plan.table.keep.sum()):,} kept"),
-        ("watched" if plan.heads else "neurons",
-         f"{neurons:,} of layer {', '.join(map(str, plan.neurons.layers))}"),
-        *([] if plan.sets is None else [("sets", plan.sets.describe())]),
-        ("effects", ", ".join(e.name for e in plan.effects)),
-        ("engine", engines),
-        ("passes", "; ".join(passes) + " (each token through the model)"
-                   + ("; ablation values share it" if shared else "")),
-        ("units", f"{len(plan.neuron_units)} × {len(plan.token_units)} of up to "
-                  f"{n1 - n0:,} {plan.subject}s × {t1 - t0:,} tokens"),
-        ("pairs", f"{plan.pairs:,} {plan.subject}s × tokens"),
-        ("in memory", f"{size(plan.memory)} beside the model"),
-        ("on disk", f"{size(plan.bytes_on_disk)} before compression"),
-    ]  # fmt: skip
-
-
-def size(count: float) -> str:
-    """Bytes as people read them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
 def print_recipes() -> None:
     """Print every recipe with its parameters and effects."""
-    from confreg import declaration as recipes
+    from confreg.recipe import find, names
 
     console = _console()
-    for name in recipes.names():
-        found = recipes.find(name)
+    for name in names():
+        found = find(name)
         console.print(f"[bold]{name}[/bold]  {found.summary}")
         for parameter in found.parameters.values():
             console.print(f"    -p {parameter.describe()}", markup=False)
         for effect in found.effects:
-            usual = "" if effect.default else "  (on request)"
+            usual = "" if effect in found.usual else "  (on request)"
             console.print(f"    {effect.name}: {effect.long_name}, {effect.units}{usual}")
 
 

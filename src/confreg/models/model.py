@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from confreg.errors import ConfregError
 from confreg.models import architectures
 from confreg.models.architectures import Architecture, resolve
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from nnsight import TransformersModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from confreg.effects import Site
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,14 @@ class Description:
     def architecture(self) -> str:
         """transformers' name of the model's family."""
         return self.row.model_type
+
+    @property
+    def owned(self) -> np.ndarray:
+        """Which rows of the unembedding a token owns, (V,) bool; others are padding, or holes."""
+        found = np.zeros(self.vocab_size, dtype=bool)
+        ids = np.fromiter(self.tokenizer.get_vocab().values(), dtype=np.int64)
+        found[ids[ids < self.vocab_size]] = True
+        return found
 
     @property
     def parameters(self) -> int:
@@ -209,6 +221,28 @@ class Model:
             "post_centred": post["centred"],
             "post_eps": post["eps"],
         }
+
+    def site(self, layer: int = -1) -> Site:
+        """One layer, where it is read, written and read out.
+
+        Raises
+        ------
+        ConfregError
+            The model has no such layer.
+        """
+        from confreg.effects import Site
+
+        return Site(
+            neurons=self.down_proj(layer),
+            heads=self.attention_out(layer),
+            residual=self._block(layer),
+            final_norm=self.final_norm,
+            unembedding=self.unembedding,
+            post_norm=self.post_norm(layer),
+            begin=self._block(0),
+            readout=self.readout,
+            write=self.write_spec,
+        )
 
     def down_proj(self, layer: int) -> Any:
         """Envoy of a layer's down-projection, whose input are the neurons."""

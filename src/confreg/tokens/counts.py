@@ -47,21 +47,25 @@ class Counts:
         """SHA-256 over the counts."""
         return hashlib.sha256(np.ascontiguousarray(self.values, dtype="<i8").tobytes()).hexdigest()
 
-    def packed(self, real: int) -> np.ndarray:
+    def packed(self, owned: np.ndarray) -> np.ndarray:
         """Each count plus one, the tokens' bytes side by side: (bytes, V) uint8.
 
-        Bytes of the same weight compress together, least significant first. 0 at rows from
-        ``real`` on, which no token owns.
+        Bytes of the same weight compress together, least significant first. 0 at rows that no token
+        owns: ``owned`` (V,) bool says which do.
         """
-        smoothed = np.where(np.arange(len(self.values)) < real, self.values + 1, 0)
+        smoothed = np.where(owned, self.values + 1, 0)
         planes = smoothed.astype("<i8").view(np.uint8).reshape(-1, 8).T
         return np.ascontiguousarray(planes[: 1 + int(np.flatnonzero(planes.any(1))[-1])])
 
-    def bytes_sent(self, real: int) -> int:
-        """What they take of a request to a server, compressed."""
-        import zstandard
-
-        return len(zstandard.compress(self.packed(real).tobytes()))
+    @property
+    def attributes(self) -> dict[str, str | int]:
+        """What a dataset says of them."""
+        said: dict[str, str | int] = {
+            "counts": self.source,
+            "counts_sha256": self.sha256,
+            "counts_tokens": self.total,
+        }
+        return {**said, **({"counts_warning": self.warning} if self.warning else {})}
 
     @property
     def warning(self) -> str:

@@ -1,6 +1,21 @@
 """Sequences in which a text comes again: a piece of a corpus, random tokens, or an n-gram.
 
-Every table made here has :class:`Repeats` beside its other labels::
+Every table made here has these marks beside its other labels, each (T,):
+
+occurrence
+    0 in a repeated text's first occurrence, 1 in its second; -1 outside: int64.
+aligned
+    Position from the beginning of the occurrence, -1 outside: int64. Tokens of one sequence with the
+    same ``aligned`` are the same token.
+matched
+    Whether the text goes on after the second occurrence as it did after the first, bool: one value
+    for a sequence's occurrences, True where a whole piece is repeated, False outside.
+compared
+    Whether the token counts in means over an occurrence, bool: it is in one, with a next token that
+    belongs to it, its position is 3 or more, and neither of the two is special. The table's ``keep``
+    are those of the second occurrence.
+
+For example::
 
     table = repeats.of_text(corpus, tokenizer, length=100, max_tokens=2010)
     table = repeats.of_random_tokens(tokenizer, length=50, count=8)
@@ -23,37 +38,6 @@ from confreg.tokens.table import TokenTable, special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True, eq=False)
-class Repeats:
-    """Where in a table a text comes again. T tokens.
-
-    Attributes
-    ----------
-    occurrence
-        0 in a repeated text's first occurrence, 1 in its second; -1 outside: int64 (T,).
-    aligned
-        Position from the beginning of the occurrence, -1 outside: int64 (T,). Tokens of one
-        sequence with the same ``aligned`` are the same token.
-    matched
-        Whether the text goes on after the second occurrence as it did after the first, bool (T,):
-        one value for a sequence's occurrences, True where a whole piece is repeated, False outside.
-    compared
-        Whether the token counts in means over an occurrence, bool (T,): it is in one, with a
-        next token that belongs to it, its position is 3 or more, and neither of the two is
-        special. The table's ``keep`` are those of the second occurrence.
-    """
-
-    occurrence: np.ndarray
-    aligned: np.ndarray
-    matched: np.ndarray
-    compared: np.ndarray
-
-    @property
-    def first(self) -> np.ndarray:
-        """Tokens of first occurrences that are compared, bool (T,)."""
-        return self.compared & (self.occurrence == 0)
 
 
 @dataclass(frozen=True)
@@ -221,7 +205,6 @@ def of_kind(
     ngram: int = 6,
     gap: int = 1,
     count: int | None = None,
-    **others: object,
 ) -> TokenTable:
     """The table that a recipe's parameters ask for.
 
@@ -233,8 +216,6 @@ def of_kind(
         ``"text"``, ``"random"`` or ``"ngrams"``.
     length, separator, ngram, gap, count
         Of one or the other.
-    others
-        The recipe's other parameters.
 
     Raises
     ------
@@ -373,5 +354,11 @@ def _table(
     compared = table.keep & (occurrence >= 0)
     if not to_end:
         compared &= aligned < pieces[0].length - 1
-    found = Repeats(occurrence, aligned, matched, compared)
-    return replace(table, keep=compared & (occurrence == 1), repeats=found)
+    marks = {
+        "occurrence": occurrence,
+        "aligned": aligned,
+        "matched": matched,
+        "compared": compared,
+    }
+    keep = compared & (occurrence == 1)
+    return replace(table, keep=keep, marks=marks, wanted=occurrence >= 0)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,6 @@ from confreg.tokens.sources import Corpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from confreg.tokens.repeats import Repeats
 
 FIRST_KEPT_POSITION = 3  # the first positions attend to next to nothing
 PIECE_LENGTH = 1_000_000  # characters given to the tokenizer at once
@@ -48,8 +46,10 @@ class TokenTable:
         The tokenizer's name, or its folder's if it is a local one.
     sequence_length
         The length to which sequences were cut.
-    repeats
-        Where a text comes again, in tables of repeats, see :mod:`confreg.tokens.repeats`.
+    marks
+        Further labels of the tokens, by name: arrays (T,).
+    wanted
+        Tokens at which effects are wanted, bool (T,); None: at all.
     """
 
     sequences: list[np.ndarray]
@@ -63,7 +63,8 @@ class TokenTable:
     corpus_hash: str
     tokenizer: str
     sequence_length: int
-    repeats: Repeats | None = None
+    marks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    wanted: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Return the number of tokens, T."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from confreg.axes import Axis, Label
 from confreg.errors import ConfregError
-from confreg.execution import neurons as choosing
-from confreg.execution.neurons import Neurons
+from confreg.subjects.neurons import NeuronAxis, Neurons, choose, neuron_axis
 
 if TYPE_CHECKING:
-    from confreg.execution.heads import HeadSets
+    from confreg.effects import Together
     from confreg.models import Description
 
 
@@ -61,27 +61,6 @@ class Sets:
         index = np.unique(np.concatenate(self.members))
         return Neurons(np.full_like(index, self.layer[0]), index)
 
-    def coordinates(self) -> dict[str, Any]:
-        """Labels along the dimension ``set``, and which neurons are in which set."""
-        index = self.neurons.index
-        clipped = {"set_clipped": self.clipped} if self.clipped.any() else {}
-        return {
-            **clipped,
-            "set": self.labels,
-            "set_kind": self.kind,
-            "set_control": self.control,
-            "set_deviation": self.deviation,
-            "set_size": np.array([len(m) for m in self.members]),
-            "member": np.stack([np.isin(index, m) for m in self.members]),
-        }
-
-    def controls_of(self, i: int) -> np.ndarray:
-        """Which sets are random controls of a chosen one, ablated as it is: (n,) bool."""
-        same = self.kind == "random"
-        for way in (self.control, self.deviation, self.clipped):
-            same &= way == way[i]
-        return same
-
     def describe(self) -> str:
         """How many, in words."""
         chosen = int((self.kind == "chosen").sum())
@@ -92,18 +71,113 @@ class Sets:
         return f"{chosen:,} chosen and {len(self) - chosen:,} random, {way}"
 
 
-def choose(spec: str, parameters: Mapping[str, Any], model: Description, seed: int) -> Sets:
+@dataclass(frozen=True, eq=False)
+class SetAxis(Axis):
+    """The axis ``set``: sets of neurons of one layer, chosen ones and random controls.
+
+    Attributes
+    ----------
+    sets : Sets
+    neurons : NeuronAxis
+        Every neuron that is in a set.
+    """
+
+    sets: Sets = field(default=None)  # type: ignore[assignment]
+    neurons: NeuronAxis = field(default=None)  # type: ignore[assignment]
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that they are in: one."""
+        return self.neurons.layers
+
+    def settle(self, start: int, stop: int, stored: Mapping[str, np.ndarray]) -> Together:
+        """A span of them, each neuron replaced by its mean + k·σ, or clipped at its mean."""
+        import torch
+
+        from confreg.effects import Together
+
+        sets, index = self.sets, self.neurons.neurons.index
+        chosen = sets.members[start:stop]
+        where = [np.searchsorted(index, members) for members in chosen]
+        mean = stored["ablation_value"]
+        values = [mean[at] for at in where]
+        if "activation_deviation" in stored:
+            sigma, ks = stored["activation_deviation"], sets.deviation[start:stop]
+            values = [(mean[at] + k * sigma[at]).astype(np.float32) for at, k in zip(where, ks)]
+        sides = None
+        if sets.clipped.any():
+            up = np.where(stored["mean_second"] >= stored["mean_first"], 1, -1)
+            ways = sets.clipped[start:stop]
+            sides = [torch.from_numpy((c * up[at]).astype(np.int8)) for at, c in zip(where, ways)]
+        return Together(
+            [torch.from_numpy(members) for members in chosen],
+            [torch.from_numpy(each) for each in values],
+            sides,
+        )
+
+
+def set_axis(sets: Sets, width: int) -> SetAxis:
+    """Sets as an axis, with the axis of their members."""
+    neurons = neuron_axis(sets.neurons, width)
+    index = neurons.neurons.index
+    labels = {
+        "set": Label(sets.labels, "neurons or attention heads that are ablated together"),
+        "set_kind": Label(sets.kind, "chosen, or a random control"),
+        "set_control": Label(
+            sets.control.astype(np.int32), "number that chosen sets and their controls share"
+        ),
+        "set_deviation": Label(sets.deviation, "k of the ablation values mean + k·σ", "1"),
+        "set_size": Label(
+            np.array([len(m) for m in sets.members], dtype=np.int32),
+            "how many neurons or attention heads it has",
+        ),
+        "member": Label(
+            np.stack([np.isin(index, m) for m in sets.members]),
+            "whether the neuron is in the set",
+            dims=("set", "neuron"),
+        ),
+    }
+    if sets.clipped.any():
+        labels["set_clipped"] = Label(
+            sets.clipped, "whether replaced only on the side that the repeat moves it to"
+        )
+
+    def entries(start: int, stop: int) -> Together:
+        import torch
+
+        from confreg.effects import Together
+
+        members = [torch.from_numpy(m) for m in sets.members[start:stop]]
+        return Together(members, [torch.zeros(len(m)) for m in members])
+
+    return SetAxis(
+        "set", labels, entries, together=sets.layer, says=sets.describe(), sets=sets,
+        neurons=neurons,
+    )  # fmt: skip
+
+
+def against_controls(
+    spec: str,
+    layer: int,
+    model: Description,
+    seed: int,
+    random_sets: int,
+    deviations: str,
+) -> Sets:
     """Chosen sets and their random controls, each at every ablation value.
 
     Parameters
     ----------
     spec : str
-        Sets separated by ``;``, each in the grammar of `confreg.execution.neurons`.
-    parameters : mapping
-        ``layer``; ``random_sets``, how many controls a chosen set has; ``deviations``, the k of
-        the ablation values mean + k·σ, separated by commas.
+        Sets separated by ``;``, each in the grammar of `confreg.subjects.neurons`.
+    layer : int
+        What ``random:N`` means.
     model : Description
     seed : int
+    random_sets : int
+        How many controls a chosen set has.
+    deviations : str
+        The k of the ablation values mean + k·σ, separated by commas.
 
     Raises
     ------
@@ -111,12 +185,12 @@ def choose(spec: str, parameters: Mapping[str, Any], model: Description, seed: i
         A set that is the whole layer, or of several layers, or leaves too few others.
     """
     rng = np.random.default_rng(seed)
-    chosen = _chosen(spec, parameters, model, seed)
+    chosen = _chosen(spec, layer, model, seed)
     rows: list[_Row] = []
     for number, part in enumerate(chosen):
         # Controls hold none of the set's own neurons.
-        drawn = _draw(rng, model, part.index, len(part), int(parameters["random_sets"]))
-        for k in _deviations(str(parameters["deviations"])):
+        drawn = _draw(rng, model, part.index, len(part), random_sets)
+        for k in _deviations(deviations):
             at = f":{k:+g}σ" if k else ""
             rows.append(_Row(part.index, f"chosen-{number}{at}", "chosen", number, k))
             rows += [
@@ -126,27 +200,25 @@ def choose(spec: str, parameters: Mapping[str, Any], model: Description, seed: i
     return _sets(rows, chosen[0].layer[0])
 
 
-def alone_and_joint(
-    spec: str, parameters: Mapping[str, Any], model: Description, seed: int
-) -> Sets:
+def alone_and_joint(spec: str, layer: int, model: Description, seed: int, random_sets: int) -> Sets:
     """Chosen neurons, each alone and each set jointly, and random controls: plain and clipped.
 
     Parameters
     ----------
-    spec, model, seed
-        As of `choose`.
-    parameters : mapping
-        ``layer``; ``random_sets``, how many random neurons and how many random sets of the size
-        of each chosen one there are. None holds a chosen neuron.
+    spec, layer, model, seed
+        As of `against_controls`.
+    random_sets : int
+        How many random neurons, and how many random sets of the size of each chosen one, there
+        are. None holds a chosen neuron.
 
     Raises
     ------
     ConfregError
-        As `choose`.
+        As `against_controls`.
     """
     rng = np.random.default_rng(seed)
-    chosen = _chosen(spec, parameters, model, seed)
-    layer, count = chosen[0].layer[0], int(parameters["random_sets"])
+    chosen = _chosen(spec, layer, model, seed)
+    layer, count = int(chosen[0].layer[0]), random_sets
     every = np.unique(np.concatenate([part.index for part in chosen]))
     joint = [part.index for part in chosen if len(part) > 1]
     families = [
@@ -190,9 +262,7 @@ def _sets(rows: list[_Row], layer: int) -> Sets:
     )
 
 
-def _chosen(
-    spec: str, parameters: Mapping[str, Any], model: Description, seed: int
-) -> list[Neurons]:
+def _chosen(spec: str, layer: int, model: Description, seed: int) -> list[Neurons]:
     """The sets that a specification names, all of one layer."""
     if spec == "all":
         raise ConfregError(
@@ -200,8 +270,7 @@ def _chosen(
             f"{model.n_layers - 1}.5,{model.n_layers - 1}.7 (';' separates sets)."
         )
     chosen = [
-        choosing.choose(part, int(parameters["layer"]), model.n_layers, model.n_neurons, seed)
-        for part in spec.split(";")
+        choose(part, layer, model.n_layers, model.n_neurons, seed) for part in spec.split(";")
     ]
     layers = sorted({layer for part in chosen for layer in part.layers})
     if len(layers) > 1:
@@ -232,21 +301,3 @@ def _deviations(text: str) -> list[float]:
     if not re.fullmatch(r"\s*[-+]?\d+(\.\d+)?(\s*,\s*[-+]?\d+(\.\d+)?)*\s*", text):
         raise ConfregError(f"deviations={text!r} is not a list of numbers such as -1,0,1.")
     return list(dict.fromkeys(float(k) for k in text.split(",")))
-
-
-def p_values(sets: Sets | HeadSets, magnitude: np.ndarray) -> np.ndarray:
-    """How often a random set does at least as much as each set, (n, E) float32.
-
-    (1 + count)/(1 + random sets), over the controls of the same chosen set at the same ablation
-    value; NaN for the random sets themselves.
-
-    Parameters
-    ----------
-    magnitude : ndarray (n, E)
-        Mean absolute effects, or whatever else is measured of every set.
-    """
-    found = np.full(magnitude.shape, np.nan, dtype=np.float32)
-    for i in np.flatnonzero(sets.kind == "chosen"):
-        controls = magnitude[sets.controls_of(int(i))]
-        found[i] = (1 + (controls >= magnitude[i]).sum(axis=0)) / (1 + len(controls))
-    return found

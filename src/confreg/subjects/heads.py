@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from confreg.axes import Axis, Label
 from confreg.errors import ConfregError
-from confreg.execution.neurons import Neurons, whole_layer
+from confreg.subjects.neurons import Neurons, whole_layer
 
 if TYPE_CHECKING:
+    from confreg.effects import AttendFirst
     from confreg.models import Description
 
 GRAMMAR = (
@@ -65,20 +67,6 @@ class HeadSets:
         """The layers of the watched neurons: one."""
         return self.neurons.layers
 
-    def coordinates(self) -> dict[str, Any]:
-        """Labels along the dimension ``set``."""
-        return {
-            "set": self.labels,
-            "set_kind": self.kind,
-            "set_control": self.control,
-            "set_size": np.array([len(m) for m in self.members]),
-            "set_heads": np.array([_named(m) for m in self.members], dtype=object),
-        }
-
-    def controls_of(self, i: int) -> np.ndarray:
-        """Which sets are random controls of a chosen one, (n,) bool."""
-        return (self.control == self.control[i]) & (self.kind == "random")
-
     def describe(self) -> str:
         """How many, in words."""
         chosen = self.kind == "chosen"
@@ -89,6 +77,53 @@ class HeadSets:
         return f"{said}; as if {single} heads were found: they are scored when it runs"
 
 
+@dataclass(frozen=True, eq=False)
+class HeadAxis(Axis):
+    """The axis ``set``: sets of attention heads, chosen ones and random controls.
+
+    Attributes
+    ----------
+    sets : HeadSets
+    layers : list of int
+        The layer of the neurons that are watched meanwhile.
+    """
+
+    sets: HeadSets = field(default=None)  # type: ignore[assignment]
+
+    @property
+    def layers(self) -> list[int]:
+        """The layer of the neurons that are watched: one."""
+        return self.sets.neurons.layers
+
+
+def head_axis(sets: HeadSets, n_heads: int) -> HeadAxis:
+    """Sets of heads as an axis."""
+    labels = {
+        "set": Label(sets.labels, "neurons or attention heads that are ablated together"),
+        "set_kind": Label(sets.kind, "chosen, or a random control"),
+        "set_control": Label(
+            sets.control.astype(np.int32), "number that chosen sets and their controls share"
+        ),
+        "set_size": Label(
+            np.array([len(m) for m in sets.members], dtype=np.int32),
+            "how many neurons or attention heads it has",
+        ),
+        "set_heads": Label(
+            np.array([_named(m) for m in sets.members], dtype=object),
+            "its attention heads, as layer.head",
+        ),
+    }
+
+    def entries(start: int, stop: int) -> AttendFirst:
+        import torch
+
+        from confreg.effects import AttendFirst
+
+        return AttendFirst([torch.from_numpy(m) for m in sets.members[start:stop]], n_heads)
+
+    return HeadAxis("set", labels, entries, says=sets.describe(), sets=sets)
+
+
 def is_named(spec: str) -> bool:
     """Whether heads are given by name, so that nothing need be scored to find them."""
     return not re.match(r"\s*(above|top)\s*:", spec)
@@ -96,9 +131,11 @@ def is_named(spec: str) -> bool:
 
 def choose(
     watched: Neurons,
-    parameters: Mapping[str, Any],
     model: Description,
     seed: int,
+    heads: str,
+    random_sets: int,
+    controls: str,
     scores: np.ndarray | None = None,
 ) -> HeadSets:
     """Every chosen head by itself, all of them together, and random controls of each.
@@ -111,11 +148,14 @@ def choose(
     ----------
     watched : Neurons
         Of one layer; heads of later layers cannot change them and are not considered.
-    parameters : mapping
-        ``heads``, see `GRAMMAR`; ``random_sets``, how many controls a chosen set has;
-        ``controls``, ``"same"`` or ``"any"`` layers.
     model : Description
     seed : int
+    heads : str
+        See `GRAMMAR`.
+    random_sets : int
+        How many controls a chosen set has.
+    controls : {"same", "any"}
+        Of which layers.
     scores : ndarray (layers, heads), optional
         Prefix-matching scores.
 
@@ -130,16 +170,15 @@ def choose(
             f"Neurons of layers {watched.layers} were named: the neurons watched are of one layer."
         )
     last = watched.layers[0]
-    spec = str(parameters["heads"])
-    heads = _heads(spec, last, model, scores)
-    chosen = [[head] for head in heads] + ([sorted(heads)] if len(heads) > 1 else [])
+    named = _heads(heads, last, model, scores)
+    chosen = [[head] for head in named] + ([sorted(named)] if len(named) > 1 else [])
     rng = np.random.default_rng(seed)
     rows: list[tuple[np.ndarray, str, str, int]] = []
     for number, members in enumerate(chosen):
-        count, drawn = int(parameters["random_sets"]), []
-        if count:
-            pools = _pools(members, heads, str(parameters["controls"]), last, model.n_heads)
-            drawn = _draw(rng, pools, count)
+        drawn = []
+        if random_sets:
+            pools = _pools(members, named, controls, last, model.n_heads)
+            drawn = _draw(rng, pools, random_sets)
         rows.append((np.array(members), _named(members), "chosen", number))
         rows += [
             (np.array(control), f"random-{number}.{i}", "random", number)
@@ -152,7 +191,7 @@ def choose(
         labels=np.array(labels, dtype=object),
         kind=np.array(kind, dtype=object),
         control=np.array(control),
-        assumed=scores is None and not is_named(spec),
+        assumed=scores is None and not is_named(heads),
     )
 
 

@@ -1,13 +1,19 @@
-"""Which neurons: the grammar of ``--neurons``."""
+"""Neurons: the grammar of ``--neurons``, and chosen ones as an axis."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from confreg.axes import Axis, Label
 from confreg.errors import ConfregError
+
+if TYPE_CHECKING:
+    from confreg.effects import Replace
 
 GRAMMAR = (
     "all | 11.584,11.2378 (layer.index) | 31:0-511 (layer:first-last, both included) | "
@@ -31,7 +37,7 @@ class Neurons:
         return len(self.layer)
 
     @property
-    def labels(self) -> np.ndarray:
+    def names(self) -> np.ndarray:
         """``"layer.index"``, (n,) object."""
         return np.array(
             [f"{a}.{b}" for a, b in zip(self.layer.tolist(), self.index.tolist())], dtype=object
@@ -41,6 +47,69 @@ class Neurons:
     def layers(self) -> list[int]:
         """The layers they are in, ascending."""
         return sorted(set(self.layer.tolist()))
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronAxis(Axis):
+    """The axis ``neuron``: chosen neurons, those of a layer side by side.
+
+    Attributes
+    ----------
+    neurons : Neurons
+    width : int
+        Neurons of a layer.
+    """
+
+    neurons: Neurons = field(default=None)  # type: ignore[assignment]
+    width: int = 0
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that they are in, ascending."""
+        return self.neurons.layers
+
+    @property
+    def layer(self) -> np.ndarray:
+        """The layer of each, (n,)."""
+        return self.neurons.layer
+
+    def settle(self, start: int, stop: int, stored: Mapping[str, np.ndarray]) -> Replace:
+        """A span of them, each replaced by its ``ablation_value`` in the store."""
+        import torch
+
+        values = stored["ablation_value"][start:stop]
+        return self.entries(start, stop).to(torch.from_numpy(values.copy()))
+
+
+def neuron_axis(neurons: Neurons, width: int, name: str = "neuron") -> NeuronAxis:
+    """Neurons as an axis; a partner's labels have its name before them."""
+    before = "" if name == "neuron" else f"{name}_"
+    labels = {
+        name: Label(neurons.names, "neuron, as layer.index"),
+        f"{before}layer": Label(neurons.layer.astype(np.int32), "layer of the neuron, from 0"),
+        f"{before}index": Label(
+            neurons.index.astype(np.int32), "index of the neuron in its layer, from 0"
+        ),
+    }
+    layers = ", ".join(map(str, neurons.layers))
+    return NeuronAxis(
+        name,
+        labels,
+        entries=lambda start, stop: replacing(neurons.index[start:stop]),
+        together=neurons.layer,
+        says=f"{len(neurons):,} of layer{'s' if len(neurons.layers) > 1 else ''} {layers}",
+        neurons=neurons,
+        width=width,
+    )
+
+
+def replacing(index: np.ndarray) -> Replace:
+    """Edits that replace neurons of one layer, by values that are not said yet."""
+    import torch
+
+    from confreg.effects import Replace
+
+    return Replace(torch.from_numpy(index.copy()))
 
 
 def choose(spec: str, layer: int, n_layers: int, n_neurons: int, seed: int) -> Neurons:

@@ -1,0 +1,188 @@
+"""Derivations that recipes share: what follows from stored variables.
+
+Each function returns a `Derivation`, or None where its effects were not measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from confreg.axes import Axis, Later, Variable
+from confreg.sweep.step import Derivation
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from confreg.effects import Effect
+    from confreg.subjects.neurons import NeuronAxis
+    from confreg.tokens.axis import Text
+
+
+def mediation(
+    subjects: Axis | Later, tokens: Text, effects: Sequence[Effect], total: Effect, direct: Effect
+) -> Derivation | None:
+    """How much of an effect goes through what the direct pathway freezes.
+
+    Gives ``te`` and ``de``, the means over kept tokens of the absolute effects, ``te_mediated``,
+    TE − DE, and ``mediated``, 1 − DE/TE: a ratio of means, never a mean of ratios.
+
+    Stolfo et al. 2024 (arXiv 2406.16254), section 3.
+    """
+    if not _has(effects, total, direct):
+        return None
+    kept, subject = int(tokens.keep.sum()), subjects.name
+
+    def mediation(ds: xr.Dataset) -> dict[str, Any]:
+        te, de = (_column(ds, "effect_abs_sum", effects, e) / kept for e in (total, direct))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = 1 - de / te
+        return {"te": te, "de": de, "te_mediated": te - de, "mediated": share}
+
+    return Derivation(
+        mediation,
+        reads=("effect_abs_sum",),
+        attributes={"mediated_total": total.name, "mediated_direct": direct.name},
+        gives=(
+            Variable("te", (subject,), "mean absolute total effect over kept tokens", total.units),
+            Variable("de", (subject,), "mean absolute direct effect over kept tokens", total.units),
+            Variable("mediated", (subject,), "share of the total effect that is mediated"),
+            Variable(
+                "te_mediated", (subject,), "te - de: mediated part of the total effect", total.units
+            ),
+        ),
+    )
+
+
+def temperature_share(
+    subjects: Axis | Later, effects: Sequence[Effect], divergence: Effect, tempered: Effect
+) -> Derivation | None:
+    """What share of the divergence from the edited prediction the best temperatures remove.
+
+    Gives ``temperature_share``: of the means over kept tokens.
+    """
+    if not _has(effects, divergence, tempered):
+        return None
+
+    def temperature_share(ds: xr.Dataset) -> dict[str, Any]:
+        kl, left = (_column(ds, "effect_sum", effects, e) for e in (divergence, tempered))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {"temperature_share": 1 - left / kl}
+
+    text = "share of the mean D(p ‖ p') that each token's best temperature removes"
+    gives = (Variable("temperature_share", (subjects.name,), text),)
+    return Derivation(temperature_share, gives, reads=("effect_sum",))
+
+
+def against_controls(subjects: Axis | Later, tokens: Text) -> Derivation:
+    """How often a random control does at least as much as each chosen entry: ``p_random``.
+
+    (1 + count)/(1 + controls), of mean absolute effects, over the controls of the same chosen entry
+    that are edited as it is; NaN for the controls themselves. Controls have the label ``set_kind``
+    "random"; what they share with theirs are the labels ``set_control``, ``set_deviation`` and
+    ``set_clipped``, as far as they are there.
+    """
+    kept = int(tokens.keep.sum())
+
+    def p_random(ds: xr.Dataset) -> dict[str, Any]:
+        return {"p_random": p_values(ds, ds["effect_abs_sum"].values / kept)}
+
+    text = "share of random sets whose mean absolute effect is at least as large"
+    gives = (Variable("p_random", (subjects.name, "effect"), text),)
+    return Derivation(p_random, gives, reads=("effect_abs_sum",))
+
+
+def changes_against_controls(subjects: Axis | Later, neurons: NeuronAxis) -> Derivation:
+    """As `against_controls`, of the watched neurons' activations: ``activation_p_random``."""
+
+    def p_random(ds: xr.Dataset) -> dict[str, Any]:
+        # In the precision in which the means are stored.
+        size = ds["activation_change_abs_sum"].values / int(ds["keep"].values.sum())
+        return {"activation_p_random": p_values(ds, size)}
+
+    text = "share of random sets whose mean absolute change of the activation is at least as large"
+    gives = (Variable("activation_p_random", (subjects.name, neurons.name), text),)
+    return Derivation(p_random, gives, reads=("activation_change_abs_sum",))
+
+
+def p_values(ds: xr.Dataset, magnitude: np.ndarray) -> np.ndarray:
+    """How often a random control does at least as much as each chosen entry, (n, E) float32.
+
+    Parameters
+    ----------
+    ds : Dataset
+        With the labels of `against_controls`.
+    magnitude : ndarray (n, E)
+    """
+    kind = ds["set_kind"].values
+    ways = [
+        ds[name].values
+        for name in ("set_control", "set_deviation", "set_clipped")
+        if name in ds.coords
+    ]
+    found = np.full(magnitude.shape, np.nan, dtype=np.float32)
+    for i in np.flatnonzero(kind == "chosen"):
+        same = kind == "random"
+        for way in ways:
+            same = same & (way == way[i])
+        controls = magnitude[same]
+        found[i] = (1 + (controls >= magnitude[i]).sum(axis=0)) / (1 + len(controls))
+    return found
+
+
+def above_mean(neurons: NeuronAxis, tokens: Text, over: str) -> Derivation:
+    """On which tokens a neuron is above its mean, and what its ablation does there.
+
+    Gives ``mean_activation`` over the tokens of ``over``, ``above_mean (neuron, token)``,
+    ``above_share``, of kept tokens, and ``effect_mean_above (neuron, effect)``.
+    """
+    keep, mask = tokens.keep, tokens.over(over)
+
+    def above_mean(ds: xr.Dataset) -> dict[str, Any]:
+        activation = ds["activation"].values
+        mean = activation[:, mask].mean(axis=1, dtype=np.float64)
+        above = activation > mean[:, None]
+        counted = above & keep
+        effects = ds["effects"].values.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a neuron that is above its mean on no kept token
+            # NaN where an effect is not defined does not stand on kept tokens.
+            total = np.where(counted[..., None], effects, 0).sum(axis=1)
+            reduced = total / counted.sum(axis=1)[:, None]
+        return {
+            "mean_activation": mean,
+            "above_mean": above,
+            "above_share": counted.sum(axis=1) / keep.sum(),
+            "effect_mean_above": reduced,
+        }
+
+    one, both = (neurons.name,), (neurons.name, tokens.name)
+    return Derivation(
+        above_mean,
+        by=neurons.name,
+        reads=("activation", "effects"),
+        gives=(
+            Variable("mean_activation", one, "mean activation over the tokens of mean_over"),
+            Variable(
+                "above_mean", both, "whether the neuron is above its mean activation", "", "bool"
+            ),
+            Variable("above_share", one, "share of kept tokens that are above the mean"),
+            Variable(
+                "effect_mean_above",
+                (neurons.name, "effect"),
+                "mean effect over kept tokens on which the neuron is above its mean",
+                "see effect_units",
+            ),
+        ),
+    )
+
+
+def _has(effects: Sequence[Effect], *wanted: Effect) -> bool:
+    names = [effect.name for effect in effects]
+    return all(effect.name in names for effect in wanted)
+
+
+def _column(ds: xr.Dataset, name: str, effects: Sequence[Effect], effect: Effect) -> np.ndarray:
+    """One effect's sums, (n,)."""
+    return ds[name].values[:, [e.name for e in effects].index(effect.name)]

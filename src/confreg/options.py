@@ -1,0 +1,181 @@
+"""The one table of a run's options: names, types, defaults, and what they mean.
+
+The command line, `confreg.run` and its documentation, the configuration that a store must share, and
+what a dataset says of its making follow from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from confreg.errors import ConfregError
+
+
+def _option(
+    default: Any,
+    help: str,
+    *,
+    metavar: str = "",
+    least: float | None = None,
+    above: float | None = None,
+    shared: bool = False,
+    flag: bool = True,
+    word: Mapping[str, Any] | None = None,
+) -> Any:
+    """An option.
+
+    ``least`` and ``above`` bound numbers; ``shared``: part of what a run must share with a store to
+    go on with it; ``flag``: whether the command line has it as ``--name``; ``word``: words that
+    stand for values.
+    """
+    meta = {
+        "help": help, "metavar": metavar, "least": least, "above": above, "shared": shared,
+        "flag": flag, "word": word or {},
+    }  # fmt: skip
+    return field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run may be told."""
+
+    model: Any = _option(
+        "smollm2-135m", "alias, Hugging Face id[@revision], folder or GGUF file", metavar="M"
+    )
+    text: Any = _option(None, "what to run on, see below", metavar="T", flag=False)
+    profile: Any = _option(
+        "memory",
+        "where to run: a name or a TOML file (see confreg doctor)",
+        metavar="P",
+        flag=False,
+    )
+    overrides: Mapping[str, Any] | None = _option(
+        None, "single values of the profile by dotted name", flag=False
+    )
+    out: str | Path | None = _option(None, "Zarr folder to write", metavar="O.zarr", flag=False)
+    engine: Literal["auto", "series", "exact", "forward"] = _option(
+        "auto",
+        "series and exact: algebra of the last layer; forward: a real intervention for every edit",
+        shared=True,
+    )
+    neurons: str = _option("all", "which neurons, see below", metavar="SPEC", shared=True)
+    effects: list[str] | None = _option(
+        None, "which effects of the recipe, or all (default: its usual ones)", metavar="E"
+    )
+    sequence_length: int = _option(256, "tokens a sequence", metavar="N", least=2)
+    max_tokens: int | None = _option(
+        1024, "tokens in all, or 'all'", metavar="N", least=3, word={"all": None}
+    )
+    per_document: bool = _option(False, "begin a new sequence with every document")
+    dtype: str | None = _option(None, "of the weights (default: the checkpoint's own)", metavar="D")
+    activations: bool = _option(False, "keep every activation: neuron × token", shared=True)
+    reduce: Literal["none", "token"] = _option(
+        "none", "token: keep only what is left after reducing over tokens", shared=True
+    )
+    tolerance: float = _option(1e-5, "of engine series, in nats", metavar="X", above=0, shared=True)
+    memory: int | str | None = _option(
+        None, "budget beside the model, such as 2GB (default: a quarter of what is free)",
+        metavar="SIZE",
+    )  # fmt: skip
+    unit_tokens: int = _option(
+        512, "tokens of one unit of work, where a pass is cheap", metavar="N", least=1
+    )
+    unit_copies: int = _option(
+        16, "copies of the text in one pass of real interventions", metavar="N", least=1
+    )
+    seed: int = _option(0, "of everything drawn at random", metavar="S", least=0, shared=True)
+    overwrite: bool = _option(False, "replace an existing store", flag=False)
+    progress: bool = _option(True, "show progress bars", flag=False)
+    command_line: str | None = _option(
+        None, "how the run was asked for, as the dataset records it", flag=False
+    )
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Options:
+        """Options from what was given, validated.
+
+        Raises
+        ------
+        ConfregError
+            A value of the wrong type or out of bounds.
+        """
+        kinds = get_type_hints(cls)
+        table = {each.name: each for each in fields(cls)}
+        return cls(**{name: _read(table[name], kinds[name], v) for name, v in given.items()})
+
+    def shared(self) -> dict[str, Any]:
+        """What a run must share with a store to go on with it."""
+        return {
+            each.name: getattr(self, each.name) for each in fields(self) if meta(each, "shared")
+        }
+
+    def said(self) -> dict[str, Any]:
+        """What differs from the defaults, of what can be written down."""
+        found = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {
+            name: value
+            for name, value in found.items()
+            if value != getattr(type(self), name) and name not in ("command_line", "progress", "out")
+            and isinstance(value, str | int | float | list | tuple)
+        }  # fmt: skip
+
+
+def meta(option: Field[Any], name: str) -> Any:
+    """What `_option` was given under ``name``."""
+    return option.metadata[name]
+
+
+def names() -> list[str]:
+    """Names of all options."""
+    return [each.name for each in fields(Options)]
+
+
+def choices(kind: Any) -> tuple[Any, ...]:
+    """The words that an option of a type takes, or nothing where it takes others."""
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def documentation() -> str:
+    """The options as the parameters of a numpy docstring."""
+    kinds = get_type_hints(Options)
+    lines = []
+    for each in fields(Options):
+        kind = kinds[each.name]
+        text = getattr(kind, "__name__", str(kind)).replace("typing.", "").replace("pathlib.", "")
+        shown = "{" + ", ".join(map(repr, choices(kind))) + "}" if choices(kind) else text
+        lines += [f"{each.name} : {shown}, default {each.default!r}", f"    {meta(each, 'help')}."]
+    return "\n".join(lines)
+
+
+def _read(option: Field[Any], kind: Any, value: Any) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
+    name = option.name
+    if isinstance(value, str) and value in meta(option, "word"):
+        value = meta(option, "word")[value]
+    if name == "effects" and isinstance(value, str):
+        value = [value]
+    if isinstance(value, tuple):
+        value = list(value)
+    try:
+        found = TypeAdapter(kind, config={"arbitrary_types_allowed": True}).validate_python(value)
+    except ValidationError:
+        allowed = " or ".join(map(str, choices(kind))) or _kind(kind)
+        raise ConfregError(f"--{name.replace('_', '-')} is {allowed}, not {value!r}.") from None
+    least, above = meta(option, "least"), meta(option, "above")
+    if isinstance(found, int | float) and not isinstance(found, bool):
+        flag = f"--{name.replace('_', '-')}"
+        if least is not None and found < least:
+            raise ConfregError(f"{flag} is at least {least}, not {found}.")
+        if above is not None and not found > above:
+            raise ConfregError(f"{flag} is above {above}, not {found}.")
+    return found
+
+
+def _kind(kind: Any) -> str:
+    parts = get_args(kind) or (kind,)
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return " or ".join(words.get(part, str(part)) for part in parts if part is not type(None))

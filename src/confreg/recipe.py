@@ -1,0 +1,328 @@
+"""What a recipe is: a function that lays out axes and returns steps, and its typed parameters."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import linecache
+import pkgutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from confreg.errors import ConfregError
+from confreg.options import names as option_names
+
+if TYPE_CHECKING:
+    from confreg.effects import Effect
+    from confreg.study import Study
+    from confreg.sweep.step import Item
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A typed parameter of a recipe, as its signature declares it."""
+
+    name: str
+    annotation: Any
+    default: Any
+
+    def describe(self) -> str:
+        """``name: type = default``, as one would write it."""
+        return f"{self.name}: {_type_name(self.annotation)} = {self.default!r}"
+
+    @property
+    def is_model(self) -> bool:
+        """Whether it names a model."""
+        from confreg.models.network import Network
+
+        return self.annotation is Network
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """A recipe, as `recipe` makes it from a function.
+
+    Attributes
+    ----------
+    lay_out : callable
+        ``lay_out(study, **parameters)`` returns a list of steps and derivations.
+    usual, on_request : tuple of Effect
+        Effects that it measures if not told otherwise, and when it is asked to.
+    model : callable, optional
+        Makes the model that it is about, where that is not chosen by ``--model``.
+    path : Path or None
+        Its file; None where it was written in a notebook.
+    """
+
+    name: str
+    lay_out: Callable[..., Any]
+    usual: tuple[Effect, ...] = ()
+    on_request: tuple[Effect, ...] = ()
+    model: Callable[[], Any] | None = None
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def source(self) -> bytes:
+        """What was compiled: the recipe's file, or its function where it stands in a notebook."""
+        if self.path is not None:
+            return "".join(linecache.getlines(self.lay_out.__code__.co_filename)).encode()
+        try:
+            return inspect.getsource(self.lay_out).encode()
+        except OSError:
+            raise ConfregError(
+                f"The source of recipe {self.name!r} cannot be found, and traces need it: write the "
+                "recipe in a file or in a notebook's cell, not in `python -c` or on standard input."
+            ) from None
+
+    @property
+    def summary(self) -> str:
+        """First line of the recipe's docstring."""
+        return self.documentation.strip().splitlines()[0]
+
+    @property
+    def documentation(self) -> str:
+        """The recipe's module docstring, or else its function's."""
+        module = sys.modules.get(self.lay_out.__module__)
+        text = (module.__doc__ if module else None) or self.lay_out.__doc__
+        return inspect.cleandoc(text or "(no documentation)")
+
+    @property
+    def effects(self) -> tuple[Effect, ...]:
+        """All effects that it can measure."""
+        return (*self.usual, *self.on_request)
+
+    def bind(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Check parameters against the signature and fill in the defaults.
+
+        Raises
+        ------
+        ConfregError
+            An unknown name or a wrong type, with the list of what exists.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        exists = "It takes: " + "; ".join(p.describe() for p in self.parameters.values()) + "."
+        if not self.parameters:
+            exists = "It takes no parameters."
+        values = {name: p.default for name, p in self.parameters.items()}
+        for name, value in given.items():
+            if name not in self.parameters:
+                raise ConfregError(f"Recipe {self.name!r} has no parameter {name!r}. {exists}")
+            parameter = self.parameters[name]
+            if parameter.is_model:
+                values[name] = value
+                continue
+            if isinstance(value, str) and value.lower() in ("none", "null"):
+                value = None
+            try:
+                values[name] = TypeAdapter(parameter.annotation).validate_python(value)
+            except ValidationError:
+                raise ConfregError(
+                    f"Parameter {name!r} of recipe {self.name!r} must be "
+                    f"{_type_name(parameter.annotation)}, not {value!r}. {exists}"
+                ) from None
+        return values
+
+    def items(self, study: Study, parameters: Mapping[str, Any]) -> list[Item]:
+        """The recipe's steps and derivations, checked.
+
+        Raises
+        ------
+        ConfregError
+            What `confreg.sweep.step.check` refuses, or what the recipe itself does.
+        """
+        from confreg.sweep.step import check, flat
+
+        try:
+            items = flat(self.lay_out(study, **parameters))
+        except ConfregError:
+            raise
+        except Exception as error:
+            said = self.explain(error)
+            if said is None:
+                raise
+            raise said from error
+        check(items)
+        return items
+
+    def explain(self, error: BaseException) -> ConfregError | None:
+        """An error out of the recipe's own code as a sentence: file, line and what was said.
+
+        None where the error is not from there.
+        """
+        text = str(error).strip()
+        last = text.splitlines()[-1] if text else ""
+        kind = type(error).__name__
+        own = self.lay_out.__code__.co_filename
+        cause: BaseException | None = error
+        while cause is not None:
+            frames = inspect.getinnerframes(cause.__traceback__) if cause.__traceback__ else []
+            lines = [frame.lineno for frame in frames if own in frame.filename]
+            if lines and self.path is not None and not _ships(self.lay_out):
+                said = str(cause).strip().splitlines()
+                words = f"{type(cause).__name__}: {said[-1] if said else ''}".rstrip(": ")
+                return ConfregError(f"{self.path}, line {lines[-1]}: {words}")
+            cause = cause.__cause__ or cause.__context__
+        if kind == "RemoteError":
+            return ConfregError(f"The server could not run recipe {self.name!r}: {last}")
+        return None
+
+
+def _ships(function: Callable[..., Any]) -> bool:
+    return function.__module__.startswith("confreg.recipes.")
+
+
+def recipe(
+    *,
+    effects: Sequence[Effect] = (),
+    on_request: Sequence[Effect] = (),
+    model: Callable[[], Any] | None = None,
+) -> Callable[[Callable[..., Any]], Recipe]:
+    """Declare a recipe: decorate a function that lays out axes and returns steps.
+
+    The function takes a `confreg.study.Study`, then its parameters by keyword, each with a type and
+    a default, and returns a list of steps and derivations. It is called before anything is loaded.
+
+    Parameters
+    ----------
+    effects, on_request : sequence of Effect
+        What ``study.effects()`` chooses from: measured if not told otherwise, or on request.
+    model : callable, optional
+        Makes the model that the recipe is about (`nnsight.NNsight` around any torch module), where
+        that is no language model that ``--model`` names.
+
+    Raises
+    ------
+    ConfregError
+        A parameter without a default, or one named like an option of `confreg.run`.
+    """
+
+    def declare(lay_out: Callable[..., Any]) -> Recipe:
+        source = inspect.getsourcefile(lay_out) or lay_out.__code__.co_filename
+        path = Path(_real_path(lay_out.__code__.co_filename) or source)
+        return Recipe(
+            name=lay_out.__name__,
+            lay_out=lay_out,
+            usual=tuple(effects),
+            on_request=tuple(on_request),
+            model=model,
+            parameters=_parameters(lay_out),
+            path=path if path.is_file() else None,
+        )
+
+    return declare
+
+
+def _parameters(lay_out: Callable[..., Any]) -> dict[str, Parameter]:
+    hints = get_type_hints(lay_out)
+    found = {}
+    for p in inspect.signature(lay_out).parameters.values():
+        if p.kind is not p.KEYWORD_ONLY:
+            continue
+        if p.default is p.empty:
+            raise ConfregError(
+                f"Parameter {p.name!r} of recipe {lay_out.__name__!r} needs a default value."
+            )
+        if p.name in option_names():
+            raise ConfregError(
+                f"Parameter {p.name!r} of recipe {lay_out.__name__!r} has the name of an option of "
+                "every run: rename it."
+            )
+        found[p.name] = Parameter(p.name, hints.get(p.name, Any), p.default)
+    return found
+
+
+def _type_name(annotation: Any) -> str:
+    return (
+        annotation.__name__
+        if isinstance(annotation, type)
+        else str(annotation).replace("typing.", "")
+    )
+
+
+def names() -> list[str]:
+    """Names of the recipes that ship with confreg."""
+    # The folder recipes/ is mapped into the package when it is installed.
+    folder = importlib.import_module("confreg.recipes").__path__
+    return sorted(m.name for m in pkgutil.iter_modules(folder))
+
+
+def find(recipe: str | Path | Recipe) -> Recipe:
+    """A recipe by name, by the path of a Python file, or as it is.
+
+    Raises
+    ------
+    ConfregError
+        No such recipe, or a file that holds none or several, or that does not import.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    text = str(recipe)
+    if text.endswith(".py") or "/" in text:
+        return _from_file(Path(text).expanduser())
+    if text not in names():
+        raise ConfregError(
+            f"There is no recipe {text!r}. There are: {', '.join(names())}; "
+            "or give the path of a recipe file (my_recipe.py)."
+        )
+    return _only_recipe(importlib.import_module(f"confreg.recipes.{text}"), text)
+
+
+_MARK = "#"
+
+
+def _real_path(filename: str) -> str:
+    """The file of a code's name, under which its bytes were compiled."""
+    return filename.partition(_MARK)[0]
+
+
+def _from_file(path: Path) -> Recipe:
+    """Compile a recipe's file once, under a name that says which bytes.
+
+    nnsight keeps sources and blocks by file name and line, and never looks again: a file that was
+    changed must have another name.
+    """
+    if not path.is_file():
+        raise ConfregError(f"There is no recipe file {str(path)!r}.")
+    path = path.resolve()
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()[:12]
+    name = f"{path.stem}_{digest}"
+    if name in sys.modules:
+        return _only_recipe(sys.modules[name], str(path))
+    filename = f"{path}{_MARK}{digest}"
+    text = importlib.util.decode_source(content)
+    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    # As with a script: helper modules beside the recipe can be imported by it.
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    sys.modules[name] = module
+    try:
+        exec(compile(text, filename, "exec"), vars(module))
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, ConfregError) or not isinstance(error, Exception):
+            raise
+        raise ConfregError(
+            f"Recipe file {str(path)!r} does not import: {type(error).__name__}: {error}"
+        ) from error
+    return _only_recipe(module, str(path))
+
+
+def _only_recipe(module: ModuleType, where: str) -> Recipe:
+    found = [v for v in vars(module).values() if isinstance(v, Recipe)]
+    if len(found) != 1:
+        raise ConfregError(
+            f"{where!r} holds {len(found)} recipes; a recipe file holds one function decorated "
+            "with @confreg.recipe(...)."
+        )
+    return found[0]

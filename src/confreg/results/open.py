@@ -1,0 +1,96 @@
+"""Opening what a run wrote, and writing it as one netCDF file."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import xarray as xr
+
+from confreg.errors import ConfregError
+from confreg.sweep.store import ORDER, disk_errors, open_root
+
+
+def open(path: str | Path) -> xr.Dataset:
+    """Open a store as a dataset, lazily, with its accessor ``ds.confreg``.
+
+    Parameters
+    ----------
+    path : str or Path
+        A Zarr directory that `confreg.run` wrote, or a netCDF file written from one.
+
+    Raises
+    ------
+    ConfregError
+        There is no store at ``path``, or it has another schema version.
+    """
+    from confreg.results import accessor  # noqa: F401  registers ds.confreg
+
+    path = Path(path).expanduser()
+    if path.is_file():
+        return _tidy(_open_netcdf(path))
+    open_root(path)
+    return _tidy(xr.open_zarr(path, consolidated=False, chunks=None))
+
+
+def _open_netcdf(path: Path) -> xr.Dataset:
+    try:
+        ds = xr.open_dataset(path)
+        masks = {
+            name: array.astype(bool) for name, array in ds.coords.items() if array.dtype == "int8"
+        }
+        return ds.assign_coords(masks)
+    except Exception:
+        raise ConfregError(
+            f"{str(path)!r} is neither a confreg store (a folder) nor netCDF written from one."
+        ) from None
+
+
+def write_netcdf(ds: xr.Dataset, path: str | Path) -> Path:
+    """Write a dataset as one netCDF file, every coordinate included.
+
+    Raises
+    ------
+    ConfregError
+        netCDF4 is not installed, or the disk is full.
+    """
+    try:
+        import netCDF4  # noqa: F401
+    except ImportError:
+        raise ConfregError("netCDF needs netCDF4: pip install 'confreg[netcdf]'.") from None
+    path = Path(path).expanduser()
+    partial = path.with_name(f".{path.name}.partial")
+    with disk_errors(path):
+        ds.to_netcdf(partial, engine="netcdf4")
+        partial.replace(path)
+    return path
+
+
+def _tidy(ds: xr.Dataset) -> xr.Dataset:
+    """In the order of the plan, and text as plain str objects, which netCDF and pandas take."""
+    order = str(ds.attrs.get(ORDER, "")).split()
+    rank = {name: number for number, name in enumerate(order)}
+
+    def ordered(names: Iterable[Hashable]) -> list[str]:
+        return sorted(map(str, names), key=lambda name: (rank.get(name, len(rank)), name))
+
+    text = {
+        name: ds[name].astype(object) if ds[name].dtype.kind in "OUT" else ds[name]
+        for name in ordered(ds.coords)
+    }
+    return ds.drop_vars(text).assign_coords(text)[ordered(ds.data_vars)]
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn unreadable chunks into a sentence."""
+    try:
+        yield
+    except (ConfregError, KeyError):
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfregError(
+            f"A chunk of {str(path)!r} cannot be read ({type(error).__name__}): the store is "
+            "damaged. Run the command that made it again: it computes what is missing."
+        ) from error

@@ -1,0 +1,18 @@
+"""Steps that recipes share.
+
+>>> value = steps.ablation_value(study, neurons, tokens, "mean")
+>>> steps.ablation(study, trace, neurons, tokens, effects=study.chosen(), to=value)
+"""
+
+from confreg.steps.ablation import ablation
+from confreg.steps.prefix import prefix_scores
+from confreg.steps.values import ablation_value
+from confreg.steps.weights import frequency_cosines, weight_statistics
+
+__all__ = [
+    "ablation",
+    "ablation_value",
+    "frequency_cosines",
+    "prefix_scores",
+    "weight_statistics",
+]

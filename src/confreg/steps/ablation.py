@@ -1,0 +1,490 @@
+"""The step that most recipes are about: edits, made one by one, and what they do to predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from confreg import effects as fx
+from confreg.axes import Axis, Label, Later, Spans, Variable
+from confreg.errors import ConfregError
+from confreg.steps.values import VALUE, Value
+from confreg.sweep.layout import cut, resolve
+from confreg.sweep.place import Budget
+from confreg.sweep.step import Derivation, Item, Step
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from confreg.study import Study
+    from confreg.subjects.neurons import NeuronAxis
+    from confreg.tokens.axis import Text
+    from confreg.tokens.counts import Counts
+
+SAMPLE = 4096
+"""Pairs of a run that are recomputed exactly, in float64, to measure the error."""
+UPLOAD_LEAST = 5_000
+"""Bytes of a request that edits are left, where token counts take nearly all."""
+CLOSED_FORMS = ("series", "exact")
+
+
+def ablation(
+    study: Study,
+    trace: Callable[..., Mapping[str, Any]],
+    subjects: Axis | Later,
+    tokens: Text,
+    *,
+    effects: Sequence[fx.Effect],
+    to: Value | None = None,
+    edits: Callable[[int, int, Mapping[str, np.ndarray]], Any] | None = None,
+    layer: int = -1,
+    counts: Counts | None = None,
+    watched: NeuronAxis | None = None,
+    activations: bool | None = None,
+    changes: bool = False,
+) -> list[Item]:
+    """Make every edit of an axis at every token, and measure what it does to the prediction.
+
+    Gives ``effects (subject, token, effect)`` (unless ``--reduce token``), ``effect_mean`` and
+    ``effect_abs_mean (subject, effect)`` over kept tokens, and of the unedited model ``loss``,
+    ``entropy``, ``norm_scale``, ``rank``, ``top1`` and further measures of the effects ``(token)``.
+
+    Parameters
+    ----------
+    study : Study
+    trace : callable
+        ``trace(model, unit)``: one trace that makes the edits and returns ``site.measure(...)``.
+    subjects : Axis
+        Its entries are edits (see `confreg.effects`); those of neurons and sets wait for values.
+    tokens : Text
+    effects : sequence of Effect
+    to : Value, optional
+        What replaces activations, where the edits are of neurons or sets of them.
+    edits : callable, optional
+        ``edits(start, stop, stored)``: a span of the axis as edits, where they depend on what is
+        stored. By default the axis's entries, settled by ``to``.
+    layer : int
+        Where the edits are made, where the axis does not say.
+    counts : Counts, optional
+        Token counts, for measures and pathways about token frequencies.
+    watched : NeuronAxis, optional
+        Neurons whose activations are kept; by default those that are ablated.
+    activations : bool, optional
+        Keep activations; by default where ``--activations`` is given.
+    changes : bool
+        Keep also how the edits change the watched neurons' activations.
+
+    Raises
+    ------
+    ConfregError
+        An engine that cannot measure these effects.
+    """
+    work = _Ablation(study, subjects, tokens, tuple(effects), to, edits, layer, counts)
+    work.watch(watched, study.options.activations if activations is None else activations, changes)
+    step = Step(
+        trace,
+        over=(subjects, tokens),
+        gives=tuple(work.gives()),
+        along=tuple(work.along()),
+        unit=work.unit,
+        most=work.most,
+        cost=work.cost,
+        uncut=(tokens.name,) if work.shared else (),
+        name="effects",
+        attributes=work.attributes(),
+    )
+    before = [] if to is None or work.shared else to.items
+    return [*before, step, *work.derived()]
+
+
+class _Unknown(dict[str, np.ndarray]):
+    """Stands for what is stored, before anything is: arrays of one zero."""
+
+    def __missing__(self, name: str) -> np.ndarray:
+        return np.zeros(1, dtype=np.float32)
+
+
+class _Ablation:
+    """What `ablation` decides before anything is loaded, and makes of spans afterwards."""
+
+    def __init__(
+        self,
+        study: Study,
+        subjects: Axis | Later,
+        tokens: Text,
+        effects: tuple[fx.Effect, ...],
+        to: Value | None,
+        edits: Callable[[int, int, Mapping[str, np.ndarray]], Any] | None,
+        layer: int,
+        counts: Counts | None,
+    ) -> None:
+        self.study, self.subjects, self.tokens, self.effects = study, subjects, tokens, effects
+        self.assumed = resolve(subjects, None)
+        self.to, self.edits, self.counts = to, edits, counts
+        self.model = study.model.about
+        self.layer = self.model.layer(layer)
+        self.layers = getattr(self.assumed, "layers", [self.layer])
+        self.cube = study.options.reduce == "none"
+        self.engines = {at: self._engine(at) for at in self.layers}
+        self.forward = "forward" in self.engines.values()
+        self.packed = None if counts is None else counts.packed(self.model.owned)
+        self.shared = self._is_shared()
+
+    def _engine(self, layer: int) -> str:
+        last = layer == self.model.n_layers - 1
+        return choose(self.study.options.engine, self._specimen(), self.effects, last)
+
+    def _specimen(self) -> Any:
+        """One of the edits, to be asked what it can; what it depends on is not known yet."""
+        if self.edits is None:
+            return self.assumed.entries(0, 1)
+        return self.edits(0, 1, _Unknown())
+
+    def _is_shared(self) -> bool:
+        """Whether values over tokens are found in the one pass that sees all of them."""
+        if self.to is None or not self.to.ablation.over_tokens:
+            return False
+        if getattr(self._specimen(), "rank", 1) != 1:
+            return False
+        most = self.most(self.study.budget)["token"]
+        return len(cut(self.tokens, most)) == 1
+
+    def watch(self, watched: NeuronAxis | None, activations: bool, changes: bool) -> None:
+        """Decide whose activations are kept."""
+        own = hasattr(self.assumed, "neurons") and self.assumed.name == "neuron"
+        if activations and watched is None and not own:
+            raise ConfregError(
+                f"What is ablated here is no neuron ({self.assumed.name}): --activations are kept "
+                "for single neurons."
+            )
+        self.watched: Axis | None = self.assumed if watched is None and own else watched
+        self.activations, self.changes = activations, changes
+
+    def gives(self) -> list[Variable]:
+        """What the trace returns."""
+        subject, added = self.subjects.name, ("token",)
+        hidden: Any = {"dtype": "float64", "kept": False}
+        both = (subject, "token")
+        found = []
+        if self.cube:
+            text = "change of the prediction against the unablated model"
+            dims = (subject, "token", "effect")
+            found.append(Variable("effects", dims, text, "see effect_units"))
+        found += [
+            Variable(m.name, ("token",), m.long_name, m.units, m.dtype)
+            for m in fx.unedited(self.effects, self.counts is not None)
+        ]
+        for name, text in (("effect_sum", "sum"), ("effect_abs_sum", "sum of absolute values")):
+            dims = (subject, "effect")
+            text = f"{text} of the effect over kept tokens"
+            found.append(Variable(name, dims, text, added_over=added, **hidden))
+        for name in ("pairs", "recomputed", "sampled", "error_sum"):
+            found.append(Variable(name, (), name, added_over=both, **hidden))
+        found.append(Variable("error_largest", (), "error", largest_over=both, **hidden))
+        if self.shared:
+            found.append(VALUE)
+        return found + self._of_watched(subject)
+
+    def _of_watched(self, subject: str) -> list[Variable]:
+        found = []
+        if self.watched is None:
+            return found
+        neuron = self.watched.name
+        if self.activations:
+            found.append(Variable("activation", (neuron, "token"), "activation of the neuron"))
+        if self.changes and self.activations:
+            text = "change of the neuron's activation against the unablated model"
+            found.append(Variable("activation_change", (subject, "token", neuron), text))
+        for name in ("activation_change_sum", "activation_change_abs_sum") if self.changes else ():
+            text = "sum over kept tokens"
+            dims = (subject, neuron)
+            hidden: Any = {"dtype": "float64", "kept": False}
+            found.append(Variable(name, dims, text, added_over=("token",), **hidden))
+        return found
+
+    def along(self) -> list[Axis]:
+        """Axes of what it gives that units do not cut."""
+        found = [effect_axis(self.effects)]
+        if self.watched is not None and self.watched is not self.assumed:
+            found.append(self.watched)
+        return found
+
+    def attributes(self) -> dict[str, str | int | float]:
+        """What a dataset says of it."""
+        said: dict[str, str | int | float] = {
+            "engine": ",".join(sorted(set(self.engines.values()))),
+            "tolerance": self.study.options.tolerance,
+            "reduce": self.study.options.reduce,
+        }
+        if self.to is not None:
+            said |= self.to.attributes
+        if self.counts is not None:
+            said |= self.counts.attributes
+        return said
+
+    def most(self, budget: Budget) -> dict[str, int]:
+        """Entries and tokens of a unit, so that both closed forms and copies fit the memory."""
+        length, vocabulary = self.tokens.length, self.model.vocab_size
+        if self.forward:
+            entries = max(budget.memory // (length * vocabulary * 16) - 1, 1)
+            entries = min(entries, budget.copies)
+        else:
+            entries = max(budget.memory // 4 // (length * len(self.effects) * 8), 1)
+        if budget.upload is not None:
+            entries = min(entries, self._uploaded(budget.upload))
+        largest = max(stop - start for start, stop in cut(self.assumed, entries))
+        per_token = 24 * vocabulary + 8 * largest * (len(self.effects) + 1)
+        fit = max(int(budget.memory * 0.6) // per_token // length, 1) * length
+        if self.forward:
+            fit = length
+        elif not budget.dear:
+            fit = min(fit, max(budget.tokens // length, 1) * length)
+        return {self.subjects.name: entries, self.tokens.name: fit}
+
+    def _uploaded(self, upload: int) -> int:
+        """How many edits a request may carry."""
+        import zstandard
+        from cloudpickle import dumps
+
+        some = min(len(self.assumed), 64)
+        make = self.edits or (lambda start, stop, stored: self.assumed.entries(start, stop))
+        sent = dumps(make(0, some, _Unknown()))
+        # And a value each, as it compresses.
+        each = len(zstandard.compress(sent)) / some + 4
+        left = upload
+        if self.packed is not None:
+            counts = len(zstandard.compress(self.packed.tobytes()))
+            # Counts of a vocabulary so large are more than that by themselves.
+            left = upload - counts if counts < upload else upload // 2
+        return int(max(max(left, UPLOAD_LEAST) / each, 1))
+
+    def cost(self, spans: Spans) -> float:
+        """Passes of a unit's text: one, and one for each copy."""
+        start, stop = spans.bounds[self.subjects.name]
+        return 1 + (stop - start) if self.engines[self._layer(start)] == "forward" else 1
+
+    def _layer(self, start: int) -> int:
+        together = getattr(self.assumed, "layer", None)
+        return self.layers[0] if together is None else int(together[start])
+
+    def unit(self, spans: Spans, stored: Mapping[str, np.ndarray]) -> fx.Unit:
+        """What one unit carries."""
+        import torch
+
+        axis = resolve(self.subjects, stored)
+        start, stop = spans.bounds[axis.name]
+        text = self.tokens.entries(*spans.bounds["token"])
+        layer, watched = self._layer(start), None
+        if self.watched is axis or self.watched is self.assumed:
+            if self.activations:
+                watched = torch.from_numpy(axis.neurons.index[start:stop].copy())  # type: ignore[attr-defined]
+        elif self.watched is not None and (self.changes or (self.activations and start == 0)):
+            watched = torch.from_numpy(self.watched.neurons.index.copy())  # type: ignore[attr-defined]
+        changes = ("all" if self.activations else "sums") if self.changes else None
+        return fx.Unit(
+            text,
+            self._edits(axis, start, stop, text, spans, stored),
+            self._made(self.engines[layer]),
+            self.effects,
+            layer=layer,
+            memory=self.study.budget.memory,
+            seed=self.study.options.seed + spans.number,
+            sample=-(-int(SAMPLE * spans.share) // spans.count),
+            cube=self.cube,
+            watched=watched,
+            changes=changes,
+            counts=None if self.packed is None else torch.from_numpy(self.packed),
+        )
+
+    def _edits(
+        self,
+        axis: Axis,
+        start: int,
+        stop: int,
+        text: fx.Tokens,
+        spans: Spans,
+        stored: Mapping[str, np.ndarray],
+    ) -> Any:
+        import torch
+
+        if self.shared and self.to is not None:
+            index = torch.from_numpy(axis.neurons.index[start:stop].copy())  # type: ignore[attr-defined]
+            over = torch.from_numpy(self.to.over[spans["token"]].copy())
+            kind = self.to.ablation
+            return fx.ReplaceByOwn(index, kind.kind, kind.value, text.positions, over)
+        if self.edits is not None:
+            return self.edits(start, stop, stored)
+        settle = getattr(axis, "settle", None)
+        if settle is None or self.to is None:
+            return axis.entries(start, stop)
+        return settle(start, stop, stored)
+
+    def _made(self, engine: str) -> Any:
+        if engine == "series":
+            return fx.Series(self.study.options.tolerance)
+        return fx.Exact() if engine == "exact" else fx.Forward()
+
+    def derived(self) -> list[Item]:
+        """Means over kept tokens, and how far the closed forms were off."""
+        subject, kept = self.subjects.name, int(self.tokens.keep.sum())
+        found: list[Item] = [effect_means(subject, self.effects, kept)]
+        if self.changes and self.watched is not None:
+            found.append(_change_means(subject, self.watched.name, kept))
+        if any(engine in CLOSED_FORMS for engine in self.engines.values()):
+            found.append(_errors(self.study.options.tolerance))
+        return found
+
+
+def choose(wanted: str, edits: Any, effects: Sequence[fx.Effect], last: bool) -> str:
+    """Which engine measures effects of edits, by asking both.
+
+    Closed forms are algebra of the last layer: the edits must say what they write to the residual
+    stream. The series is for edits that write into one direction, and for measures that follow from
+    three expectations (docs/effects.md); it does other measures of the same run pair by pair.
+
+    Parameters
+    ----------
+    wanted : {"auto", "series", "exact", "forward"}
+    edits : object
+        Some edits of the kind.
+    effects : sequence of Effect
+    last : bool
+        Whether the edits are made in the last layer.
+
+    Raises
+    ------
+    ConfregError
+        An engine was asked for that cannot do it.
+    """
+    fitting = type(fx.fitting(edits, effects, last)).__name__.lower()
+    if wanted in ("auto", "forward"):
+        return fitting if wanted == "auto" else wanted
+    if getattr(edits, "writes", None) is None:
+        raise ConfregError(
+            f"Engine {wanted!r} is algebra of the last layer, for edits that say what they write to "
+            f"the residual stream; {type(edits).__name__} does not: use --engine forward (or auto)."
+        )
+    if not last:
+        raise ConfregError(
+            f"Engine {wanted!r} is algebra of the last layer; for earlier layers use "
+            "--engine forward (or auto)."
+        )
+    if fitting == "forward":
+        only = next(e.name for e in effects if "norm_scale" in e.measure.given)
+        raise ConfregError(
+            f"Engine {wanted!r} reads effects off logits; {only} is measured by --engine forward "
+            "(or auto)."
+        )
+    if wanted == "series" and not any(effect.measure.tilted for effect in effects):
+        raise ConfregError(
+            "Engine 'series' is for loss, entropy and other measures that follow from the same "
+            "expectations; for these effects alone use --engine exact."
+        )
+    # The series is for edits that write into one direction.
+    return wanted if fitting == "series" else "exact"
+
+
+def effect_axis(effects: Sequence[fx.Effect]) -> Axis:
+    """Effects as an axis, labelled by what they are of and by which pathway."""
+    columns = {
+        "effect": ("effect of ablating the neuron", [e.name for e in effects]),
+        "quantity": ("what is measured of a prediction", [e.quantity for e in effects]),
+        "pathway": ("through what the edit acts", [e.pathway for e in effects]),
+        "effect_units": ("units of the effect", [e.units for e in effects]),
+        "effect_long_name": ("description of the effect", [e.long_name for e in effects]),
+    }
+    return Axis(
+        "effect",
+        {name: Label(np.array(of, dtype=object), text) for name, (text, of) in columns.items()},
+    )
+
+
+def effect_means(subject: str, effects: Sequence[fx.Effect], kept: int) -> Derivation:
+    """Means of effects, and of their absolute values, over kept tokens."""
+
+    def means(ds: xr.Dataset) -> dict[str, np.ndarray]:
+        found = {}
+        for name in ("mean", "abs_mean"):
+            source = "effect_sum" if name == "mean" else "effect_abs_sum"
+            table = ds[source].values / kept
+            signed = ds["effect_sum"].values
+            for column, effect in enumerate(effects):
+                if effect.measure.reduced is not None:
+                    # As with the mediated share: of means, never a mean of the tokens' shares.
+                    totals = {e.name: signed[:, i] for i, e in enumerate(effects)}
+                    table[:, column] = effect.measure.reduced(totals)
+            found[f"effect_{name}"] = table
+        return found
+
+    dims = (subject, "effect")
+    return Derivation(
+        means,
+        gives=(
+            Variable(
+                "effect_abs_mean", dims, "mean absolute effect over kept tokens", "see effect_units"
+            ),
+            Variable("effect_mean", dims, "mean effect over kept tokens", "see effect_units"),
+        ),
+        reads=("effect_sum", "effect_abs_sum"),
+    )
+
+
+def _change_means(subject: str, neuron: str, kept: int) -> Derivation:
+    def activation_changes(ds: xr.Dataset) -> dict[str, np.ndarray]:
+        return {
+            "activation_change_mean": ds["activation_change_sum"].values / kept,
+            "activation_change_abs_mean": ds["activation_change_abs_sum"].values / kept,
+        }
+
+    dims = (subject, neuron)
+    of = "change of the neuron's activation over kept tokens"
+    return Derivation(
+        activation_changes,
+        gives=(
+            Variable("activation_change_mean", dims, f"mean {of}"),
+            Variable("activation_change_abs_mean", dims, f"mean absolute {of}"),
+        ),
+    )
+
+
+def _errors(tolerance: float) -> Derivation:
+    def errors(ds: xr.Dataset) -> dict[str, Any]:
+        got = {
+            name: float(ds[name])
+            for name in ("pairs", "recomputed", "sampled", "error_sum", "error_largest")
+        }
+        largest, warning = got["error_largest"], ""
+        if largest > 10 * tolerance:
+            warning = (
+                f"The largest error measured, {largest:.1e} nats, is more than ten times "
+                f"the tolerance, {tolerance:.1e}."
+            )
+        return {
+            "recomputed_share": got["recomputed"] / max(got["pairs"], 1),
+            "error_sampled_pairs": got["sampled"],
+            "error_max": largest,
+            "error_mean": got["error_sum"] / max(got["sampled"], 1),
+            "error_warning": warning,
+        }
+
+    sampled = "of the pairs that were recomputed in float64"
+    return Derivation(
+        errors,
+        gives=(
+            Variable(
+                "recomputed_share",
+                (),
+                "share of pairs that the series left to exact sums",
+                "1",
+                "float64",
+            ),
+            Variable(
+                "error_sampled_pairs", (), "pairs that were recomputed in float64", "1", "float64"
+            ),
+            Variable("error_max", (), f"largest error {sampled}", "nats", "float64"),
+            Variable("error_mean", (), f"mean error {sampled}", "nats", "float64"),
+            Variable("error_warning", (), "what to know of the error", "", "str"),
+        ),
+    )

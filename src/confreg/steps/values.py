@@ -1,0 +1,272 @@
+"""What an activation is replaced by: the grammar of ``ablation``, and the steps that find it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import nnsight
+import numpy as np
+
+from confreg.axes import Spans, Variable
+from confreg.errors import ConfregError
+from confreg.sweep.step import Derivation, Item, Step
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from confreg.study import Study
+    from confreg.subjects.neurons import NeuronAxis
+    from confreg.tokens.axis import Text
+
+GRAMMAR = "mean | zero | p5 (a percentile, 0 to 100) | a number"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A kind of ablation value.
+
+    Attributes
+    ----------
+    kind : {"mean", "percentile", "constant"}
+    value : float
+        The percentile (0 to 100) or the constant; unused for the mean.
+    """
+
+    kind: Literal["mean", "percentile", "constant"]
+    value: float = 0.0
+
+    @property
+    def over_tokens(self) -> bool:
+        """Whether the value depends on the corpus."""
+        return self.kind != "constant"
+
+
+def read(ablation: str | float) -> Ablation:
+    """Read an ablation.
+
+    Raises
+    ------
+    ConfregError
+        Not in the grammar.
+    """
+    text = str(ablation).strip().lower()
+    if text == "mean":
+        return Ablation("mean")
+    if text == "zero":
+        return Ablation("constant", 0.0)
+    if match := re.fullmatch(r"p(\d+(?:\.\d+)?)", text):
+        percentile = float(match[1])
+        if percentile <= 100:
+            return Ablation("percentile", percentile)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfregError(f"ablation={ablation!r} is not understood. Write {GRAMMAR}.")
+    return Ablation("constant", number)
+
+
+VALUE = Variable("ablation_value", ("neuron",), "value that replaces the activation")
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """What replaces activations.
+
+    Attributes
+    ----------
+    ablation : Ablation
+    over : ndarray (T,) bool
+        The tokens that a mean or a percentile is over.
+    items : list of Step or Derivation
+        What finds ``ablation_value (neuron)``; needed unless the value is found in the pass that
+        measures its effects.
+    attributes : dict
+        What a dataset says of it.
+    """
+
+    ablation: Ablation
+    over: np.ndarray
+    items: list[Item] = field(default_factory=list)
+    attributes: Mapping[str, str | int] = field(default_factory=dict)
+
+
+def ablation_value(
+    study: Study,
+    neurons: NeuronAxis,
+    tokens: Text,
+    ablation: float | str = "mean",
+    *,
+    over: str = "all",
+    spread: bool = False,
+    occurrences: bool = False,
+) -> Value:
+    """What replaces the activations of some neurons.
+
+    Parameters
+    ----------
+    study : Study
+    neurons, tokens : Axis
+    ablation : float or str
+        See `GRAMMAR`.
+    over : {"all", "kept", "first"}
+        Which tokens a mean or a percentile is over.
+    spread : bool
+        Find also ``activation_deviation (neuron)``, σ over the same tokens, token by token.
+    occurrences : bool
+        Find also ``mean_first`` and ``mean_second (neuron)``, over the compared tokens of the
+        occurrences of a text that comes again.
+
+    Raises
+    ------
+    ConfregError
+        ``ablation`` is not understood.
+    """
+    found, mask = read(ablation), tokens.over(over)
+    said = {"ablation": str(ablation), "mean_over": over, "mean_over_tokens": int(mask.sum())}
+    items: list[Item]
+    if found.kind == "percentile":
+        items = _percentile(neurons, tokens, found.value, mask)
+    elif found.kind == "constant" and not (spread or occurrences):
+        items = [_constant(neurons, found.value)]
+    else:
+        masks = {"activation": mask}
+        if occurrences:
+            marks = tokens.table.marks
+            for number, name in enumerate(("first", "second")):
+                masks[name] = marks["compared"] & (marks["occurrence"] == number)
+        items = _moments(neurons, tokens, masks, spread, found)
+    return Value(found, mask, items, said)
+
+
+def _constant(neurons: NeuronAxis, value: float) -> Derivation:
+    def ablation_values(ds: xr.Dataset) -> dict[str, np.ndarray]:
+        return {"ablation_value": np.full(len(neurons), value, dtype=np.float32)}
+
+    return Derivation(ablation_values, (VALUE,), along=(neurons,))
+
+
+def _moments(
+    neurons: NeuronAxis,
+    tokens: Text,
+    masks: Mapping[str, np.ndarray],
+    spread: bool,
+    ablation: Ablation,
+) -> list[Item]:
+    """Means over some tokens by name, and σ over those of ``activation``, from sums."""
+    counts = {name: int(mask.sum()) for name, mask in masks.items()}
+    for name, count in counts.items():
+        if count == 0:
+            raise ConfregError(f"A mean over tokens ({name}) has no token to be over.")
+
+    def unit(spans: Spans, stored: Mapping[str, np.ndarray]) -> Any:
+        return activation_unit(neurons, tokens, spans, masks)
+
+    added: Any = {"dtype": "float64", "added_over": ("token",), "kept": False}
+    sums = [
+        Variable(f"{name}_sum{power}", ("neuron",), "sum of the activation's powers", **added)
+        for name in masks
+        for power in ("", "_of_squares")
+    ]
+    step = Step(
+        activation_sums, over=(neurons, tokens), gives=tuple(sums), unit=unit,
+        name="ablation values",
+    )  # fmt: skip
+    gives = [VALUE]
+    if spread:
+        text = "standard deviation of the activation over the tokens of mean_over"
+        gives.append(Variable("activation_deviation", ("neuron",), text))
+    for name in masks:
+        if name != "activation":
+            text = f"mean activation over the compared tokens of the {name} occurrence"
+            gives.append(Variable(f"mean_{name}", ("neuron",), text))
+
+    def ablation_values(ds: xr.Dataset) -> dict[str, Any]:
+        means = {name: ds[f"{name}_sum"].values / counts[name] for name in masks}
+        found: dict[str, Any] = {f"mean_{name}": mean for name, mean in means.items()}
+        mean = found.pop("mean_activation")
+        constant = np.full(len(mean), ablation.value)
+        found["ablation_value"] = mean if ablation.kind == "mean" else constant
+        if spread:
+            square = ds["activation_sum_of_squares"].values / counts["activation"]
+            found["activation_deviation"] = np.sqrt(np.maximum(square - mean**2, 0))
+        return found
+
+    return [step, Derivation(ablation_values, tuple(gives))]
+
+
+def _percentile(
+    neurons: NeuronAxis, tokens: Text, percentile: float, mask: np.ndarray
+) -> list[Item]:
+    """A percentile needs every activation."""
+
+    def unit(spans: Spans, stored: Mapping[str, np.ndarray]) -> Any:
+        return activation_unit(neurons, tokens, spans, {})
+
+    step = Step(
+        activations,
+        over=(neurons, tokens),
+        gives=(
+            Variable(
+                "activation_seen", ("neuron", "token"), "activation of the neuron", kept=False
+            ),
+        ),
+        unit=unit,
+        name="ablation values",
+        here_only="A percentile over several requests would send every activation over the wire. "
+        "Use ablation=mean or a number, or fewer --max-tokens so that one request holds them.",
+    )
+
+    def ablation_values(ds: xr.Dataset) -> dict[str, np.ndarray]:
+        import torch
+
+        from confreg import effects
+
+        seen = torch.from_numpy(ds["activation_seen"].values.T[mask])
+        every = torch.ones(len(seen), dtype=torch.bool)
+        return {
+            "ablation_value": effects.ablation_values(seen, "percentile", percentile, every).numpy()
+        }
+
+    derived = Derivation(ablation_values, (VALUE,), by="neuron", reads=("activation_seen",))
+    return [step, derived]
+
+
+def activation_unit(
+    neurons: NeuronAxis, tokens: Text, spans: Spans, masks: Mapping[str, np.ndarray]
+) -> Any:
+    """What a unit about activations carries: text, and which neurons at which tokens."""
+    import torch
+
+    from confreg.effects import Activations
+
+    start, stop = spans.bounds[neurons.name]
+    where = {
+        name: torch.from_numpy(mask[spans[tokens.name]].copy()) for name, mask in masks.items()
+    }
+    index = torch.from_numpy(neurons.neurons.index[start:stop].copy())
+    text = tokens.entries(*spans.bounds[tokens.name])
+    return Activations(text, int(neurons.layer[start]), index, where)
+
+
+def activation_sums(model: Any, unit: Any) -> dict[str, Any]:
+    """Sums of activations and of their squares over some tokens, in one pass up to the layer."""
+    site = model.site(unit.layer)
+    with model.trace(unit.inputs) as tracer:
+        found = nnsight.save(unit.sums(site.neurons.input))
+        tracer.stop()
+    return found
+
+
+def activations(model: Any, unit: Any) -> dict[str, Any]:
+    """Activations of some neurons at some tokens, in one pass up to the layer."""
+    site = model.site(unit.layer)
+    with model.trace(unit.inputs) as tracer:
+        found = nnsight.save(unit.values(site.neurons.input))
+        tracer.stop()
+    return {"activation_seen": found}

@@ -1,0 +1,336 @@
+"""A study: what a recipe is planned on, a model, a text and a run's options."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from confreg.axes import Axis, Later
+from confreg.errors import ConfregError
+from confreg.options import Options
+from confreg.sweep.place import Budget
+
+if TYPE_CHECKING:
+    import torch
+
+    from confreg.effects import Effect
+    from confreg.models.network import Network
+    from confreg.subjects.heads import HeadAxis
+    from confreg.subjects.neurons import NeuronAxis
+    from confreg.subjects.sets import SetAxis
+    from confreg.tokens import Corpus, TokenTable
+    from confreg.tokens.axis import Text
+    from confreg.tokens.counts import Counts
+
+
+class Study:
+    """What a recipe's function is given first. No weights are read.
+
+    Attributes
+    ----------
+    model : Network
+        The model of the run.
+    options : Options
+        What the run was told: ``options.seed``, ``options.neurons``, ``options.activations`` ...
+    budget : Budget
+        What one unit of work may take where it runs.
+    is_remote : bool
+        Whether traces run on a server.
+    """
+
+    def __init__(
+        self,
+        model: Network,
+        options: Options,
+        budget: Budget,
+        usual: Sequence[Effect] = (),
+        on_request: Sequence[Effect] = (),
+        recipe: str = "",
+    ) -> None:
+        self.model, self.options, self.budget = model, options, budget
+        self._usual, self._on_request, self._recipe = tuple(usual), tuple(on_request), recipe
+        self.facts: list[tuple[str, str]] = []
+        self.attributes: dict[str, str | int | float] = {}
+        self.table: TokenTable | None = None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether traces run on a server."""
+        return self.budget.upload is not None
+
+    @property
+    def seed(self) -> int:
+        """Of everything drawn at random."""
+        return self.options.seed
+
+    def effects(self, *also: Effect) -> tuple[Effect, ...]:
+        """The recipe's effects that are to be measured.
+
+        Those of ``--effects``, or else its usual ones; with what they need, and ``also``. They
+        stand in the order in which the recipe declares them.
+
+        Raises
+        ------
+        ConfregError
+            An effect that the recipe does not declare, with the list of those that it does.
+        """
+        every = (*self._usual, *self._on_request)
+        asked = self.options.effects
+        if asked is None:
+            wanted = [effect.name for effect in self._usual]
+        elif asked == ["all"]:
+            wanted = [effect.name for effect in every]
+        else:
+            wanted = [*asked, *(effect.name for effect in also)]
+        known = {effect.name: effect for effect in every}
+        for name in wanted:
+            if name not in known:
+                raise ConfregError(
+                    f"Recipe {self._recipe!r} has no effect {name!r}. It has: {', '.join(known)}."
+                )
+        needed = [needs for name in wanted for needs in known[name].needs]
+        return tuple(effect for effect in every if effect.name in [*wanted, *needed])
+
+    @functools.cached_property
+    def corpus(self) -> Corpus:
+        """The text that was named."""
+        from confreg import tokens
+
+        return tokens.read(self.options.text)
+
+    def tokens(self) -> Text:
+        """The text as an axis, ``token``: cut into sequences of ``--sequence-length``.
+
+        Raises
+        ------
+        ConfregError
+            No token is kept, or sequences are longer than the model has positions for.
+        """
+        from confreg import tokens
+
+        o, about = self.options, self.model.about
+        return self._text(
+            tokens.cut(
+                self.corpus, about.tokenizer, o.sequence_length, o.max_tokens, o.per_document
+            )
+        )
+
+    def repeats(
+        self,
+        repeats: str = "text",
+        *,
+        length: int = 100,
+        separator: str = "",
+        ngram: int = 6,
+        gap: int = 1,
+        count: int | None = None,
+    ) -> Text:
+        """Text that comes again, as the axis ``token``.
+
+        Parameters
+        ----------
+        repeats : {"text", "random", "ngrams"}
+            Pieces of the corpus or random tokens, repeated once, or n-grams that come again by
+            themselves.
+        length, separator, ngram, gap, count
+            See `confreg.tokens.repeats`.
+
+        Raises
+        ------
+        ConfregError
+            As `tokens`, or the numbers make no sense.
+        """
+        from confreg import tokens
+
+        o = self.options
+        return self._text(
+            tokens.repeats.of_kind(
+                self.corpus, self.model.about.tokenizer, o.sequence_length, o.max_tokens, o.seed,
+                repeats=repeats, length=length, separator=separator, ngram=ngram, gap=gap,
+                count=count,
+            )
+        )  # fmt: skip
+
+    def _text(self, table: TokenTable) -> Text:
+        from confreg.tokens.axis import text_axis
+
+        about = self.model.about
+        if about.max_length is not None and table.sequence_length > about.max_length:
+            raise ConfregError(
+                f"{about.name} has positions for {about.max_length} tokens; sequences of "
+                f"{table.sequence_length} were asked for."
+            )
+        if not table.keep.any():
+            raise ConfregError(
+                "No token of this text is kept: a kept token has position 3 or more, a next token, "
+                "and neither is special. Give longer text."
+            )
+        self.table = table
+        self.attributes |= {
+            "tokenizer": table.tokenizer,
+            "corpus": table.corpus,
+            "corpus_sha256": table.corpus_hash,
+            "sequence_length": table.sequence_length,
+        }
+        return text_axis(table)
+
+    def neurons(
+        self, layer: int = -1, *, of: Network | None = None, name: str = "neuron", spec: str = ""
+    ) -> NeuronAxis:
+        """Neurons as an axis: those that ``--neurons`` names, by default all of a layer.
+
+        Parameters
+        ----------
+        layer : int
+            Which layer ``all`` and ``random:N`` mean; negative ones count from the end.
+        of : Network, optional
+            Another model, whose whole layer is meant. It must have the study's tokens.
+        name : str
+            Of the axis.
+        spec : str
+            In place of ``--neurons``.
+
+        Raises
+        ------
+        ConfregError
+            Neurons that do not exist, or another model that has other tokens.
+        """
+        from confreg.subjects.neurons import choose, neuron_axis
+
+        about = self.model.about if of is None else of.about
+        if of is not None:
+            self._check_tokens(of)
+        spec = spec or ("all" if of is not None else self.options.neurons)
+        chosen = choose(spec, layer, about.n_layers, about.n_neurons, self.seed)
+        return neuron_axis(chosen, about.n_neurons, name)
+
+    def _check_tokens(self, other: Network) -> None:
+        mine, theirs = self.model.about.tokenizer, other.about.tokenizer
+        if mine.get_vocab() != theirs.get_vocab():
+            raise ConfregError(
+                f"{other.name} has other tokens than {self.model.name}: the same text is not the "
+                "same tokens for both. Choose models that share a tokenizer."
+            )
+
+    def sets(self, layer: int = -1, *, random: int = 100, deviations: str = "-1,0,1") -> SetAxis:
+        """Sets of neurons as the axis ``set``: those that ``--neurons`` names, and random ones.
+
+        Parameters
+        ----------
+        layer : int
+            As of `neurons`.
+        random : int
+            How many random sets of the same size a chosen one has as controls.
+        deviations : str
+            The k of the ablation values mean + k·σ, separated by commas.
+
+        Raises
+        ------
+        ConfregError
+            Sets of several layers, a whole layer, or too few neurons left to draw from.
+        """
+        from confreg.subjects.sets import against_controls, set_axis
+
+        about = self.model.about
+        found = against_controls(self.options.neurons, layer, about, self.seed, random, deviations)
+        return set_axis(found, about.n_neurons)
+
+    def alone_and_joint(self, layer: int = -1, *, random: int = 20) -> SetAxis:
+        """Chosen neurons each alone and each set of them jointly, plain and clipped: axis ``set``.
+
+        Parameters
+        ----------
+        layer : int
+            As of `neurons`.
+        random : int
+            How many random neurons, and random sets of the size of each chosen one, are controls.
+
+        Raises
+        ------
+        ConfregError
+            As `sets`.
+        """
+        from confreg.subjects.sets import alone_and_joint, set_axis
+
+        about = self.model.about
+        found = alone_and_joint(self.options.neurons, layer, about, self.seed, random)
+        return set_axis(found, about.n_neurons)
+
+    def heads(
+        self,
+        heads: str,
+        watched: NeuronAxis,
+        *,
+        random: int = 20,
+        controls: str = "same",
+    ) -> HeadAxis | Later:
+        """Sets of attention heads as the axis ``set``, chosen ones and random ones.
+
+        Where they are chosen by score, the axis is known once ``prefix_score`` is stored.
+
+        Parameters
+        ----------
+        heads : str
+            ``above:0.7``, ``top:3`` or ``5.1,7.2``.
+        watched : NeuronAxis
+            Neurons of one layer; heads of later layers cannot change them.
+        random : int
+            Random sets of as many heads, as controls of each chosen one.
+        controls : {"same", "any"}
+            Of which layers.
+
+        Raises
+        ------
+        ConfregError
+            Heads that do not exist or are out of reach, or none left to draw controls from.
+        """
+        from confreg.subjects import heads as choosing
+
+        about = self.model.about
+
+        def axis(scores: np.ndarray | None) -> HeadAxis:
+            found = choosing.choose(
+                watched.neurons, about, self.seed, heads, random, controls, scores
+            )
+            return choosing.head_axis(found, about.n_heads)
+
+        self.attributes |= {"ablation": "bos", "heads": heads, "controls": controls}
+        assumed = axis(None)
+        if choosing.is_named(heads):
+            return assumed
+
+        def known(stored: Mapping[str, np.ndarray]) -> Axis:
+            return axis(stored["prefix_score"])
+
+        return Later("set", known, assumed)
+
+    def counts(self, spec: str | None = None) -> Counts:
+        """Token counts: of a file, of other text, or of the whole text of the run.
+
+        Parameters
+        ----------
+        spec : str, optional
+            A .npy or .csv file, or text to count such as ``hf:dataset``.
+        """
+        from confreg import tokens
+
+        about = self.model.about
+        return tokens.counts.read(spec, self.corpus, about.tokenizer, about.vocab_size)
+
+    @property
+    def two_tokens(self) -> torch.Tensor:
+        """The text of a trace that only calls modules, (1, 2)."""
+        import torch
+
+        return torch.zeros(1, 2, dtype=torch.int64)
+
+
+def describe_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's parameters as they are written down: models by name."""
+    return {
+        name: getattr(value, "name", value) if not isinstance(value, str) else value
+        for name, value in parameters.items()
+    }

@@ -1,0 +1,1 @@
+"""Subjects: what is ablated or watched, as axes of edits, with their random controls."""

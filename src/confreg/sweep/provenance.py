@@ -1,0 +1,52 @@
+"""Where a dataset comes from: what computed it, and how it was asked for."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import confreg
+from confreg.options import Options
+
+LIBRARIES = ("nnsight", "torch", "transformers", "accelerate", "zarr", "xarray")
+REFERENCES = "Stolfo et al. (2024), arXiv 2406.16254"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes, by library; "absent" where one is not installed."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def attributes(recipe: str, source: bytes, seed: int) -> dict[str, str | int | float]:
+    """Root attributes known before the run: flat, and free of clocks and credentials."""
+    v = versions()
+    return {
+        "Conventions": "CF-1.11",
+        "references": REFERENCES,
+        "creation_library": "confreg",
+        "creation_library_version": confreg.__version__,
+        "recipe": recipe,
+        "recipe_text": source.decode("utf-8", "replace"),
+        "confreg_version": confreg.__version__,
+        **{f"{name}_version": v[name] for name in ("python", *LIBRARIES)},
+        "seed": seed,
+    }
+
+
+def command(
+    recipe: str, options: Options, parameters: Mapping[str, Any]
+) -> dict[str, str | int | float]:
+    """How the run was asked for: on the command line, or as a call."""
+    line = options.command_line
+    if line is None:
+        said = {**options.said(), **parameters}
+        line = f"confreg.run({recipe!r}" + "".join(f", {k}={v!r}" for k, v in said.items()) + ")"
+    return {"command_line": line, "history": f"confreg {confreg.__version__}: {line}"}

@@ -1,0 +1,114 @@
+"""A table of tokens as an axis, and a span of it as what travels to the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from confreg.axes import Axis, Label
+from confreg.errors import ConfregError
+from confreg.tokens.table import TokenTable
+
+if TYPE_CHECKING:
+    from confreg.effects import Tokens
+
+_MARKS = {
+    "occurrence": "occurrence of the text: 0 first, 1 second, -1 none",
+    "aligned": "position in the occurrence, -1 if in none",
+    "matched": "whether the text goes on alike after both occurrences",
+    "compared": "whether means over an occurrence include the token",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Text(Axis):
+    """The axis ``token``: every token of the text, sequence after sequence.
+
+    Attributes
+    ----------
+    table : TokenTable
+    """
+
+    table: TokenTable = field(default=None)  # type: ignore[assignment]
+
+    @property
+    def keep(self) -> np.ndarray:
+        """Tokens over which reductions run, (T,) bool."""
+        return self.table.keep
+
+    def over(self, which: Literal["all", "kept", "first"] | str) -> np.ndarray:
+        """Tokens that a mean is over, (T,) bool: all, kept ones, or compared first occurrences.
+
+        Raises
+        ------
+        ConfregError
+            There is no such choice, or the text is not repeated.
+        """
+        if which == "all":
+            return np.ones_like(self.keep)
+        if which == "kept":
+            return self.keep
+        if which == "first" and "compared" in self.table.marks:
+            return self.table.marks["compared"] & (self.table.marks["occurrence"] == 0)
+        raise ConfregError(f"A mean over {which!r} tokens of this text is not possible.")
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(map(len, self.table.sequences))
+
+
+def text_axis(table: TokenTable) -> Text:
+    """The axis of a table."""
+    labels = {
+        "token": Label(np.arange(len(table)), "token, counted over all sequences"),
+        "sequence": Label(table.sequence.astype(np.int32), "sequence that the token is in"),
+        "position": Label(table.position.astype(np.int32), "position of the token in its sequence"),
+        "token_id": Label(table.token_id, "vocabulary index of the token"),
+        "token_text": Label(table.text, "text of the token"),
+        "next_token_id": Label(
+            table.next_token_id, "vocabulary index of the next token, -1 if none"
+        ),
+        "keep": Label(table.keep, "whether reductions over tokens include the token"),
+    }
+    for name, values in table.marks.items():
+        narrow = values.astype(np.int32) if values.dtype.kind == "i" else values
+        labels[name] = Label(narrow, _MARKS[name])
+    sequences, kept = len(table.sequences), int(table.keep.sum())
+    return Text(
+        "token",
+        labels,
+        entries=lambda start, stop: token_block(table, start, stop),
+        whole=table.sequence,
+        says=f"{len(table):,} in {sequences:,} sequence{'s' if sequences > 1 else ''}, "
+        f"{kept:,} kept: {table.corpus}",
+        table=table,
+    )
+
+
+def token_block(table: TokenTable, start: int, stop: int) -> Tokens:
+    """Tokens ``start`` to ``stop`` of a table, and the sequences that predict them.
+
+    Shorter sequences are padded on the right: a causal model's earlier positions cannot see the
+    padding. A sequence is cut behind its last token in the block.
+    """
+    import torch
+
+    from confreg.effects import Tokens
+
+    sequence, position = table.sequence[start:stop], table.position[start:stop]
+    first, last = int(sequence[0]), int(sequence[-1])
+    lengths = [int(position[sequence == s].max()) + 1 for s in range(first, last + 1)]
+    inputs = np.zeros((len(lengths), max(lengths)), dtype=np.int64)
+    for row, length in enumerate(lengths):
+        inputs[row, :length] = table.sequences[first + row][:length]
+    wanted = None if table.wanted is None else torch.from_numpy(table.wanted[start:stop].copy())
+    return Tokens(
+        torch.from_numpy(inputs),
+        torch.from_numpy((sequence - first) * inputs.shape[1] + position),
+        torch.from_numpy(np.ascontiguousarray(table.next_token_id[start:stop])),
+        torch.from_numpy(np.ascontiguousarray(table.keep[start:stop])),
+        wanted,
+    )
