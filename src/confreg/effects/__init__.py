@@ -1,35 +1,88 @@
 """The mathematics of ablation, in plain torch: the only code that travels to a server.
 
+    unit = Unit(tokens, Replace(index, values), Series(1e-5), [loss.total, entropy.direct])
+    site = model.site(unit.layer)
+    with model.trace(unit.inputs):
+        activation = site.neurons.input
+        if unit.copies:
+            site.neurons.input = unit.edits.apply(activation, unit.copies)
+        block = site.measure(unit, activation)
+        nnsight.save(block)
+
 Everything here is shipped *by value and by source* into a process that has torch and
 nnsight and not us, on another version of Python. Hence the rules of this room: import
 torch and nothing else (Python's threads apart); plain functions and plain classes with a
 written ``__init__`` (a dataclass's generated methods would travel as bytecode of the wrong
 Python); no decorators; weights are reached by calling modules, never by reading
-``.weight``.
+``.weight``; a module is never used as an object, since all of it would travel.
 """
 
-from .batch import Batch
+from .compare import compare
+from .edits import AttendFirst, Replace, ReplaceByOwn, Together, add_to_copies, copies_of
+from .engines import Exact, Forward, Series, fitting
 from .frequency import frequency_cosines
-from .heads import attend_first, prefix_matching
-from .intervene import ablate
+from .heads import prefix_matching
+from .measures import (
+    Comparison,
+    Effect,
+    Measure,
+    Prediction,
+    divergence,
+    entropy,
+    kl_frequency,
+    loss,
+    norm_scale,
+    rank,
+    reciprocal_rank,
+    temperature_share,
+    tempered_divergence,
+    top1,
+)
 from .readout import MetaWeightError, Readout, read_readout
-from .sweep import measure
-from .values import ablation_values, pick
+from .site import Site
+from .unit import Entries, Tokens, Unit
+from .values import ablation_values, pick, replaced
 from .weights import weight_statistics
 from .write import Write
 
 __all__ = [
-    "Batch",
+    "AttendFirst",
+    "Comparison",
+    "Effect",
+    "Entries",
+    "Exact",
+    "Forward",
+    "Measure",
     "MetaWeightError",
+    "Prediction",
     "Readout",
+    "Replace",
+    "ReplaceByOwn",
+    "Series",
+    "Site",
+    "Together",
+    "Tokens",
+    "Unit",
     "Write",
-    "ablate",
     "ablation_values",
-    "attend_first",
+    "add_to_copies",
+    "compare",
+    "copies_of",
+    "divergence",
+    "entropy",
+    "fitting",
     "frequency_cosines",
-    "measure",
+    "kl_frequency",
+    "loss",
+    "norm_scale",
     "pick",
     "prefix_matching",
+    "rank",
     "read_readout",
+    "reciprocal_rank",
+    "replaced",
+    "temperature_share",
+    "tempered_divergence",
+    "top1",
     "weight_statistics",
 ]

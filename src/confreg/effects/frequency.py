@@ -31,6 +31,11 @@ def frequency_direction(log_frequency):
     return out.float()
 
 
+def put_back(after, before, direction):
+    """ℓ'' = ℓ' + ((ℓ − ℓ')·v) v: the component along v as if nothing had been edited."""
+    return after + ((before - after) @ direction)[:, None] * direction
+
+
 def frequency_cosines(readout, writes, like, counts, vocab_real, memory=2**29):
     """cos(W_U(γ∘P w), v) of every neuron of some layers, by calling modules only.
 

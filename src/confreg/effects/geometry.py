@@ -15,7 +15,7 @@ import torch
 
 
 class Coefficients:
-    """How one variant of an ablation moves raw logits: three numbers a neuron and token.
+    """How one pathway of an ablation moves raw logits: three numbers an edit and token.
 
     Attributes
     ----------
@@ -31,6 +31,12 @@ class Coefficients:
         self.gain = gain
         self.carry = carry
         self.back = back
+
+    def by_variable(self):
+        """Coefficients of what the edit adds besides u, as far as there are: dict by the names of
+        `confreg.effects.engines.algebra.Unablated.variables`."""
+        found = {"logits": self.temper - 1, "post_norm": self.carry, "frequency": self.back}
+        return {name: c for name, c in found.items() if c is not None}
 
     def to(self, dtype):
         """The same in another dtype."""
@@ -81,35 +87,3 @@ def final_norm_change(readout, residual, directions, alpha, kappa=None, carried=
         "total": Coefficients(before / after, alpha / after, carry[0]),
         "direct": Coefficients(torch.ones_like(after), alpha / before, carry[1]),
     }
-
-
-def post_norm_change(gain, centred, eps, written, output, delta):
-    """α, κ and directions of a model that normalises the MLP's output before adding it.
-
-    Parameters
-    ----------
-    gain : Tensor (d,)
-        γ_p of the post-norm.
-    centred, eps
-        Of the post-norm.
-    written : Tensor (n, d)
-        Output weights w of the neurons.
-    output : Tensor (T, d)
-        The MLP's output m, before the post-norm.
-    delta : Tensor (n, T)
-
-    Returns
-    -------
-    alpha, kappa : Tensor (n, T)
-    directions : Tensor (n, d)
-        γ_p ∘ P_p w.
-    carried : Tensor (T, d)
-        m̂ = γ_p ∘ P_p m / s_m, the post-norm's output without its bias.
-    """
-    centre = (lambda x: x - x.mean(-1, keepdim=True)) if centred else (lambda x: x)
-    pm, pw = centre(output), centre(written)
-    s2 = pm.square().mean(-1) + eps
-    grown = 2 * delta * (pw @ pm.T) + delta.square() * pw.square().sum(-1, keepdim=True)
-    after = (s2 + grown / output.shape[-1]).clamp_min(eps).sqrt()
-    before = s2.sqrt()
-    return delta / after, before / after - 1, gain * pw, gain * pm / before[:, None]

@@ -1,110 +1,368 @@
-"""What is read off a token's logits, and the names of effects."""
+"""What is read off a prediction, and what an edit does to it.
+
+A measure is a function of logits and targets, with a name and a unit:
+
+    def correct(logits, targets):
+        p = logits.softmax(-1).gather(-1, targets.clamp_min(0)[:, None])[:, 0]
+        return torch.where(targets >= 0, p, torch.nan)
+
+    probability = Measure("probability", "1", "probability of the correct token", of=correct)
+    effects = [probability.total, probability.direct, loss.total]
+"""
 
 import torch
 
-from . import temperature
+from .temperature import tempering
 
-VARIANTS = ("frequency_direct", "direct", "total")
-TILTED = ("loss", "entropy", "kl_frequency")
-"""Measures that follow from E_p[e^f], E_p[y e^f] and E_p[f e^f]: see `confreg.effects.series`."""
-MEASURES = (
-    "loss", "entropy", "rank", "reciprocal_rank", "top1", "norm_scale", "kl_frequency",
-    *temperature.MEASURES,
-)  # fmt: skip
+TOTAL = ", everything downstream recomputed"
+DIRECT = ", final norm's scale frozen"
+FREQUENCY_DIRECT = ", token-frequency component put back"
 
 
-def split(effect):
-    """Split an effect's name: ``"loss_total"`` -> ``("loss", "total")``.
+class Measure:
+    """Something that is read off predictions of a next token.
 
-    ``"temperature_share"`` is of the total effect. ``norm_scale``, the final norm's scale, is no
-    measure of logits: `outcome` leaves it out, and only the engine ``forward`` has it.
+    Parameters
+    ----------
+    name : str
+        An identifier: ``"loss"``.
+    units : str
+        ``"nats"``, or ``"1"`` for a pure number.
+    long_name : str
+        What it is.
+    of : callable, ``of(logits (m, V), targets (m,), *given) -> (m,)``
+        Logits are final ones, float32 or float64; a target is -1 where there is none.
+    change : callable, ``change(after, before) -> (m,)``, optional
+        What an edit's effect is, from the measure with and without it. By default the difference.
+    compared : callable, ``compared(before, after) -> (m,)``, optional
+        In place of ``of``, for what has no value without an edit: from original and edited logits,
+        float64, (m, V) each.
+    tilted : {None, "target", "excess", "unigrams"}
+        Whether the measure's change follows from three expectations under p, A = E_p[e^f],
+        B = E_p[y e^f] and C = E_p[f e^f], f being what the edit adds to the logits: it is log A
+        less f at the target, (B + C)/A, or the mean of f under the unigrams. Such a measure has
+        the engine ``Series``, see docs/effects.md.
+    given : tuple of str
+        Further arguments of ``of``: ``"log_frequency"`` (V,), log p_freq with -inf at rows of the
+        unembedding that no token owns; ``"norm_scale"`` (m,), the final norm's scale, which only
+        the engine ``Forward`` knows where there is an edit.
+    dtype : str
+        Of the measure where nothing is edited.
+    effect : str, optional
+        What its effect is called. By default "change of" and ``long_name``, and how it is mediated.
+    pathways : tuple of str
+        Those that make sense.
+    bare : bool
+        Whether the effect has the measure's own name, for measures with one pathway.
+    shared : bool
+        Whether ``of`` takes a `Prediction`, or ``compared`` a `Comparison`: what several measures
+        need of them is then computed once.
 
-    Raises
-    ------
-    ValueError
-        If it is not a measure and a variant that exist.
+    Attributes
+    ----------
+    comparing : bool
+        Whether it has ``compared``.
+    total, direct, frequency_direct : Effect
+        The effects on this measure: everything downstream recomputed; the final norm's scale
+        frozen; the logits' component along the token frequencies put back.
     """
-    if effect == "temperature_share":
-        return effect, "total"
-    for variant in VARIANTS:
-        measure = effect.removesuffix("_" + variant)
-        frozen = measure == "norm_scale" and variant != "total"
-        if measure != effect and measure in MEASURES and not frozen:
-            return measure, variant
-    raise ValueError(
-        "unknown effect '" + effect + "': it is one of " + ", ".join(MEASURES) + ", then one of "
-        "_total, _direct, _frequency_direct"
-    )
+
+    def __init__(
+        self,
+        name,
+        units,
+        long_name,
+        of=None,
+        change=None,
+        compared=None,
+        tilted=None,
+        given=(),
+        dtype="float32",
+        effect=None,
+        pathways=("total", "direct", "frequency_direct"),
+        bare=False,
+        shared=False,
+    ):
+        if (of is None) == (compared is None):
+            raise ValueError(f"measure {name!r} needs either `of` or `compared`")
+        self.name = name
+        self.units = units
+        self.long_name = long_name
+        self.function = of or nothing
+        self.difference = change
+        self.comparing = compared is not None
+        self.comparison = compared or nothing
+        self.tilted = tilted
+        self.given = tuple(given)
+        self.dtype = dtype
+        self.effect = effect
+        self.pathways = tuple(pathways)
+        self.bare = bare
+        self.shared = shared
+        self.total = Effect(self, "total")
+        self.direct = Effect(self, "direct")
+        self.frequency_direct = Effect(self, "frequency_direct")
+
+    def __repr__(self):
+        return f"Measure({self.name!r}, {self.units!r}, {self.long_name!r})"
+
+    def of(self, logits, targets, given=None):
+        """The measure of some predictions, (m,)."""
+        return self.read(Prediction(logits, targets, given))
+
+    def read(self, prediction):
+        """The measure of a `Prediction`, (m,)."""
+        if self.shared:
+            return self.function(prediction)
+        given = [prediction.known_as(name, self.name) for name in self.given]
+        found = self.function(prediction.logits, prediction.targets, *given)
+        return self.checked(found, prediction.targets)
+
+    def change(self, after, before):
+        """The effect, (m,), from the measure with the edit and without."""
+        if self.difference is None:
+            return after - before
+        return self.checked(self.difference(after, before), after)
+
+    def compared(self, comparison):
+        """The effect, (m,), of a measure that compares; from a `Comparison`."""
+        if self.shared:
+            return self.comparison(comparison)
+        before = comparison.before.expand_as(comparison.after)
+        found = self.comparison(before, comparison.after)
+        return self.checked(found, comparison.after[:, 0])
+
+    def checked(self, found, like):
+        """What the user's function returned, if it has one value a prediction."""
+        shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        if shape != (len(like),):
+            raise ValueError(
+                f"measure {self.name!r} returned {shape} for {len(like)} predictions: wanted is a "
+                f"tensor of shape ({len(like)},), one number a prediction"
+            )
+        return found
 
 
-def variants_of(effects):
-    """The variants that some effects need, each once, in the order of first use."""
-    return tuple(dict.fromkeys(split(effect)[1] for effect in effects))
+def nothing(*_):
+    """What stands for the function that a measure does not have."""
+    raise ValueError("a measure is either read off one prediction or compares two")
 
 
-def measures_of(effects, variant=None):
-    """The measures that some effects need (of one variant), each once."""
-    pairs = [split(effect) for effect in effects]
-    return tuple(dict.fromkeys(m for m, v in pairs if variant is None or v == variant))
+class Effect:
+    """What an edit does to a measure, by a pathway.
+
+    Made by `Measure`: ``loss.total``.
+
+    Attributes
+    ----------
+    measure : Measure
+    pathway : str
+        ``"total"``, ``"direct"`` or ``"frequency_direct"``.
+    name : str
+        ``"loss_total"``.
+    quantity : str
+        The measure's name.
+    units, long_name : str
+    """
+
+    def __init__(self, measure, pathway):
+        self.measure = measure
+        self.pathway = pathway
+        self.quantity = measure.name
+        self.units = measure.units
+        self.name = measure.name if measure.bare else measure.name + "_" + pathway
+        mediated = {"total": TOTAL, "direct": DIRECT, "frequency_direct": FREQUENCY_DIRECT}
+        mediated = mediated[pathway]
+        if measure.effect is None:
+            self.long_name = "change of " + measure.long_name + mediated
+        else:
+            self.long_name = measure.effect + ("" if pathway == "total" else mediated)
+
+    def __repr__(self):
+        return f"Effect({self.name!r})"
 
 
-def paired(wanted):
-    """Those measures that compare ablated with original logits, and the others: two tuples."""
-    both = tuple(m for m in wanted if m in temperature.MEASURES)
-    return both, tuple(m for m in wanted if m not in both)
-
-
-def outcome(logits, targets, wanted, log_frequency=None):
-    """Measures of final logits, each in one pass over a block that should fit the cache.
+class Prediction:
+    """Logits of m predictions, and what measures share of them.
 
     Parameters
     ----------
     logits : Tensor (m, V)
-        float32 or float64.
     targets : Tensor (m,) int64
-        -1 where there is no next token.
-    wanted : tuple of str
-        Of ``loss`` and ``entropy`` (nats), ``rank`` of the target (0: most likely; -1 without a
-        target), ``reciprocal_rank`` (1/(rank + 1), NaN without a target), ``top1`` (token id)
-        and ``kl_frequency``, D(p_freq ‖ p_model).
-    log_frequency : Tensor (V,), optional
-
-    Returns
-    -------
-    dict of str to Tensor (m,)
+        -1 where there is none.
+    given : dict of str to Tensor, optional
+        See `Measure`.
     """
-    known = targets >= 0
-    shifted = logits - logits.amax(-1, keepdim=True)
-    at_target = shifted.gather(-1, targets.clamp_min(0)[:, None])
-    weights = shifted.exp()
-    total = weights.sum(-1)
-    log_total = total.log()
-    out = {}
-    if "loss" in wanted:
-        out["loss"] = torch.where(known, log_total - at_target[:, 0], torch.nan)
-    if "entropy" in wanted:
-        out["entropy"] = log_total - (weights.mul_(shifted)).sum(-1) / total
-    if "rank" in wanted or "reciprocal_rank" in wanted:
-        rank = (shifted > at_target).sum(-1)
-        reciprocal = 1 / (1 + rank).to(logits.dtype)
-        found = {
-            "rank": torch.where(known, rank, -1),
-            "reciprocal_rank": torch.where(known, reciprocal, torch.nan),
-        }
-        out.update({name: values for name, values in found.items() if name in wanted})
-    if "top1" in wanted:
-        out["top1"] = shifted.argmax(-1)
-    if "kl_frequency" in wanted and log_frequency is not None:
-        # Rows of the unembedding that no token owns take no part.
-        real = log_frequency > -torch.inf
-        p = torch.where(real, log_frequency, -torch.inf).to(logits.dtype).exp()
-        negentropy = (p * torch.where(real, log_frequency, 0.0)).sum()
-        out["kl_frequency"] = negentropy + log_total - shifted @ p
-    return out
+
+    def __init__(self, logits, targets, given=None):
+        self.logits = logits
+        self.targets = targets
+        self.given = given or {}
+        self.known = {}
+
+    def once(self, function):
+        """``function(self)``, computed once."""
+        if function not in self.known:
+            self.known[function] = function(self)
+        return self.known[function]
+
+    def known_as(self, name, measure):
+        """One of the arrays given."""
+        if name not in self.given:
+            raise ValueError(f"measure {measure!r} needs {name!r}, which is not known here")
+        return self.given[name]
 
 
-def change(measure, after, before):
-    """The effect: after minus before; for ``top1`` 1.0 where the most likely token changed."""
-    if measure == "top1":
-        return (after != before).float()
-    return after - before
+class Comparison:
+    """Original and edited logits, (m, V) float64 each, and what measures share of them."""
+
+    def __init__(self, before, after):
+        self.before = before
+        self.after = after
+        self.known = {}
+
+    def once(self, function):
+        """``function(before, after)``, computed once."""
+        if function not in self.known:
+            self.known[function] = function(self.before, self.after)
+        return self.known[function]
+
+
+def shifted(prediction):
+    """Logits less the largest, (m, V)."""
+    return prediction.logits - prediction.logits.amax(-1, keepdim=True)
+
+
+def at_target(prediction):
+    """Shifted logit of the target, (m, 1)."""
+    rows = prediction.once(shifted)
+    return rows.gather(-1, prediction.targets.clamp_min(0)[:, None])
+
+
+def weights(prediction):
+    """Exponentials of the shifted logits, (m, V)."""
+    return prediction.once(shifted).exp()
+
+
+def weight(prediction):
+    """Their sum, (m,)."""
+    return prediction.once(weights).sum(-1)
+
+
+def log_weight(prediction):
+    """Its logarithm, (m,)."""
+    return prediction.once(weight).log()
+
+
+def mean_shifted(prediction):
+    """Mean under p of the shifted logits, (m,)."""
+    total = prediction.once(weight)
+    # In the weights' place, which nothing else needs any more.
+    weighted = prediction.known.pop(weights).mul_(prediction.once(shifted))
+    return weighted.sum(-1) / total
+
+
+def read_loss(prediction):
+    """−log p of the target; NaN where there is none."""
+    lost = prediction.once(log_weight) - prediction.once(at_target)[:, 0]
+    return torch.where(prediction.targets >= 0, lost, torch.nan)
+
+
+def read_entropy(prediction):
+    """−Σ p log p."""
+    return prediction.once(log_weight) - prediction.once(mean_shifted)
+
+
+def places(prediction):
+    """How many tokens are likelier than the target."""
+    return (prediction.once(shifted) > prediction.once(at_target)).sum(-1)
+
+
+def read_rank(prediction):
+    """Rank of the target, -1 where there is none."""
+    return torch.where(prediction.targets >= 0, prediction.once(places), -1)
+
+
+def read_reciprocal_rank(prediction):
+    """1/(rank + 1), NaN without a target."""
+    reciprocal = 1 / (1 + prediction.once(places)).to(prediction.logits.dtype)
+    return torch.where(prediction.targets >= 0, reciprocal, torch.nan)
+
+
+def read_top1(prediction):
+    """The likeliest token."""
+    return prediction.once(shifted).argmax(-1)
+
+
+def read_kl_frequency(prediction):
+    """D(p_freq ‖ p)."""
+    log_frequency = prediction.known_as("log_frequency", "kl_frequency")
+    # Rows of the unembedding that no token owns take no part.
+    real = log_frequency > -torch.inf
+    p = torch.where(real, log_frequency, -torch.inf).to(prediction.logits.dtype).exp()
+    negentropy = (p * torch.where(real, log_frequency, 0.0)).sum()
+    return negentropy + prediction.once(log_weight) - prediction.once(shifted) @ p
+
+
+def read_norm_scale(prediction):
+    """The final norm's divisor s, which is handed on as it is."""
+    return prediction.known_as("norm_scale", "norm_scale")
+
+
+def whether_changed(after, before):
+    """1.0 where it is another."""
+    return (after != before).float()
+
+
+def read_divergence(comparison):
+    """KL(p ‖ p')."""
+    return comparison.once(tempering)["divergence"]
+
+
+def read_tempered_divergence(comparison):
+    """min_β KL(p_β ‖ p')."""
+    return comparison.once(tempering)["divergence_tempered"]
+
+
+def read_temperature_share(comparison):
+    """The share of KL(p ‖ p') that the best temperature removes."""
+    return comparison.once(tempering)["temperature_share"]
+
+
+loss = Measure("loss", "nats", "loss", read_loss, tilted="target", shared=True)
+entropy = Measure("entropy", "nats", "entropy", read_entropy, tilted="excess", shared=True)
+rank = Measure(
+    "rank", "1", "rank of the correct token, 0 the likeliest, -1 if none", read_rank,
+    dtype="int64", effect="change of the correct token's rank", shared=True,
+)  # fmt: skip
+reciprocal_rank = Measure(
+    "reciprocal_rank", "1", "1/(rank + 1) of the correct token", read_reciprocal_rank,
+    effect="change of the correct token's 1/(rank + 1)", shared=True,
+)  # fmt: skip
+top1 = Measure(
+    "top1", "1", "vocabulary index of the likeliest token", read_top1, whether_changed,
+    dtype="int64", effect="1 where the most likely token changes", shared=True,
+)  # fmt: skip
+norm_scale = Measure(
+    "norm_scale", "1", "scale s of the final normalisation", read_norm_scale,
+    given=("norm_scale",), effect="change of the final norm's scale", pathways=("total",),
+    shared=True,
+)  # fmt: skip
+kl_frequency = Measure(
+    "kl_frequency", "nats", "D(p_freq ‖ p_model), from the unigrams to the prediction",
+    read_kl_frequency, tilted="unigrams", given=("log_frequency",), shared=True,
+)  # fmt: skip
+divergence = Measure(
+    "divergence", "nats", "D(p ‖ p') from the unablated prediction", compared=read_divergence,
+    effect="D(p ‖ p') from the unablated prediction", shared=True,
+)  # fmt: skip
+tempered_divergence = Measure(
+    "divergence_tempered", "nats", "what the best temperature leaves of D(p ‖ p')",
+    compared=read_tempered_divergence, effect="what the best temperature leaves of D(p ‖ p')",
+    shared=True,
+)  # fmt: skip
+temperature_share = Measure(
+    "temperature_share", "1", "share of D(p ‖ p') that the best temperature removes",
+    compared=read_temperature_share, effect="share of D(p ‖ p') that the best temperature removes",
+    pathways=("total",), bare=True, shared=True,
+)  # fmt: skip

@@ -103,6 +103,11 @@ def read_readout(norm, unembedding, like, centred, eps, scale=1.0, softcap=None)
     return Readout(unembed, gain, offset, centred, eps, scale, softcap)
 
 
+def take(tensor, positions):
+    """Rows of a (rows, length, width) tensor at flat positions, (T, width)."""
+    return tensor.reshape(-1, tensor.shape[-1]).index_select(0, positions.to(tensor.device))
+
+
 def neuron_directions(down_projection, neurons, width, like, multiplier=1.0):
     """Output weights of some neurons, (n, d) float32, by calling the down-projection.
 

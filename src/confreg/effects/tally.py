@@ -1,4 +1,4 @@
-"""Where the effects of one block are gathered: the cube, its sums, its checks."""
+"""Where the effects of one unit are gathered: the cube, its sums, its checks."""
 
 import torch
 
@@ -9,14 +9,14 @@ class Tally:
     Parameters
     ----------
     n, keep, count : int, Tensor (T,) bool, int
-        Neurons, tokens that reductions run over, effects.
-    whole : bool
-        Keep the cube (n, T, E), not only the sums.
+        Edits, tokens that sums run over, effects.
+    cube : bool
+        Hold every effect (n, T, E), not only the sums.
     """
 
-    def __init__(self, n, keep, count, whole):
+    def __init__(self, n, keep, count, cube):
         self.keep = keep.cpu()
-        self.cube = torch.full((n, len(keep), count), torch.nan) if whole else None
+        self.cube = torch.full((n, len(keep), count), torch.nan) if cube else None
         self.sum = torch.zeros(n, count, dtype=torch.float64)
         self.abs_sum = torch.zeros(n, count, dtype=torch.float64)
         self.pairs = 0
@@ -25,18 +25,18 @@ class Tally:
         self.error_sum = 0.0
         self.error_max = 0.0
 
-    def add(self, neurons, tokens, effects):
-        """Take the effects (n', T', E) of a slice of the neurons and of some tokens.
+    def add(self, edits, tokens, effects):
+        """Take the effects (n', T', E) of a slice of the edits and of some tokens.
 
         Those are a slice, or their indices (T',).
         """
         effects = effects.float().cpu()
         self.pairs += effects.shape[0] * effects.shape[1]
         if self.cube is not None:
-            self.cube[neurons, tokens] = effects
+            self.cube[edits, tokens] = effects
         kept = effects[:, self.keep[tokens]].double().nan_to_num(nan=0.0)
-        self.sum[neurons] += kept.sum(1)
-        self.abs_sum[neurons] += kept.abs().sum(1)
+        self.sum[edits] += kept.sum(1)
+        self.abs_sum[edits] += kept.abs().sum(1)
 
     def check(self, found, truth):
         """Compare effects (m, E) of some pairs with their recomputation in float64."""
@@ -46,8 +46,8 @@ class Tally:
         self.error_max = max(self.error_max, float(error.max()))
 
     def result(self):
-        """The gathered tensors, under the names `measure` documents."""
-        out = {"sum": self.sum, "abs_sum": self.abs_sum, "kept": int(self.keep.sum())}
+        """The gathered tensors, under the names that `Site.measure` documents."""
+        out = {"effect_sum": self.sum, "effect_abs_sum": self.abs_sum}
         if self.cube is not None:
             out["effects"] = self.cube
         for name in ("pairs", "recomputed", "sampled", "error_sum", "error_max"):

@@ -6,15 +6,13 @@ FLOOR = 1e-9  # nats of KL below which an ablation changes nothing that can be s
 STEPS = 60
 NEAR = 1e-6  # of β, where the divergence is flat
 
-MEASURES = ("divergence", "divergence_tempered", "temperature_share")
-
 
 def tempering(before, after):
     """Compare ablated logits with all temperatures of the original ones.
 
     Parameters
     ----------
-    before : Tensor (V,) or (m, V) float64
+    before : Tensor (1, V) or (m, V) float64
         Original logits ℓ, of one token or of each.
     after : Tensor (m, V) float64
         Ablated logits ℓ'.

@@ -2,7 +2,7 @@
 
 import torch
 
-from .write import take
+from .readout import take
 
 
 def pick(activation, positions, neurons):
@@ -57,12 +57,3 @@ def replaced(activation, values, sides):
         sides > 0, torch.minimum(activation, values), torch.maximum(activation, values)
     )
     return torch.where(sides == 0, values, clipped)
-
-
-def values_of(batch, activation):
-    """The batch's ablation values, (n,) float32, found in its own tokens where it has none."""
-    if batch.values is None:
-        kind, value = batch.ablation
-        chosen = pick(activation, batch.positions, batch.neurons)
-        return ablation_values(chosen, kind, value, batch.over)
-    return batch.values.to(activation.device).float()

@@ -1,7 +1,28 @@
-"""How a neuron reaches the residual stream."""
+"""How an edit reaches the final residual: as it is, or by way of the MLP's output.
 
-from .geometry import post_norm_change
-from .readout import neuron_directions, norm_parameters
+A model that normalises the MLP's output m before adding it has x' = x + α ŵ + κ m̂, with
+ŵ = γ_p∘P_p w, m̂ the post-norm's output without its bias, α = δ/s_m' and κ = s_m/s_m' − 1.
+"""
+
+from .readout import neuron_directions, norm_parameters, take
+
+
+class Straight:
+    """What is added to the residual stream itself arrives there unchanged."""
+
+    post_norm = None
+
+    def directions(self, weights):
+        """What each edit adds to the residual per unit of α: w."""
+        return weights
+
+    def change(self, weights, delta, positions):
+        """α, κ and m̂ as of `Write.change`: δ, and nothing else."""
+        return delta, None, None
+
+    def change_together(self, weights, delta, positions):
+        """As of `Write.change_together`: nothing is divided, nothing carried along."""
+        return None, None, None
 
 
 class Write:
@@ -63,6 +84,10 @@ class Write:
         """P_p x of the post-norm, shape kept."""
         return x - x.mean(-1, keepdim=True) if self.post_centred else x
 
+    def power(self, centred):
+        """s_m², the square of the post-norm's divisor, of P_p m: (..., d) -> (...)."""
+        return centred.square().mean(-1) + self.post_eps
+
     def change(self, weights, delta, positions):
         """How far each neuron's ablation moves the residual of each token.
 
@@ -84,13 +109,36 @@ class Write:
         if self.post_norm is None:
             return delta, None, None
         output = take(self.post_input, positions).to(delta.dtype)
-        gain = self.gain(delta.dtype)
-        alpha, kappa, _, carried = post_norm_change(
-            gain, self.post_centred, self.post_eps, weights, output, delta
-        )
-        return alpha, kappa, carried
+        pm, pw = self.centre(output), self.centre(weights)
+        grown = 2 * delta * (pw @ pm.T) + delta.square() * pw.square().sum(-1, keepdim=True)
+        power = self.power(pm)
+        before = power.sqrt()
+        after = (power + grown / output.shape[-1]).clamp_min(self.post_eps).sqrt()
+        return delta / after, before / after - 1, self.carried(pm, before)
 
+    def change_together(self, weights, delta, positions):
+        """The same for k neurons of one edit, whose changes add up.
 
-def take(tensor, positions):
-    """Rows of a (rows, length, width) tensor at flat positions, (T, width)."""
-    return tensor.reshape(-1, tensor.shape[-1]).index_select(0, positions.to(tensor.device))
+        Parameters
+        ----------
+        weights : Tensor (k, d)
+        delta : Tensor (T, k)
+        positions : Tensor (T,) int64
+
+        Returns
+        -------
+        after : Tensor (T, 1) or None
+            s_m', by which δ is divided: α = δ/s_m'.
+        kappa : Tensor (T, 1) or None
+        carried : Tensor (T, d) or None
+        """
+        if self.post_norm is None:
+            return None, None, None
+        pm = self.centre(take(self.post_input, positions).to(delta.dtype))
+        moved = pm + self.centre(delta @ weights)
+        before, after = self.power(pm).sqrt(), self.power(moved).sqrt()[:, None]
+        return after, before[:, None] / after - 1, self.carried(pm, before)
+
+    def carried(self, pm, before):
+        """m̂ = γ_p∘P_p m/s_m, the post-norm's output without its bias: (T, d) from P_p m and s_m."""
+        return self.gain(pm.dtype) * pm / before[:, None]

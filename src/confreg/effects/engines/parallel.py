@@ -4,8 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-WORKERS = 4
-"""Tokens at once. More would wait for Python's lock: they get more threads each instead."""
+from .tuning import WORKERS
 
 
 def hand_on(first, then, count, device):

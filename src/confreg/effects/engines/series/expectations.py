@@ -3,13 +3,13 @@
 import torch
 
 
-class Sums:
+class Expectations:
     """A, B, C of some pairs, and what bounds their error: tensors of one shape.
 
     Parameters
     ----------
     table : Tensor (9, ...)
-        All but ``peak``: one tensor, so that pairs are picked from it at once.
+        `stacked`: one tensor, so that pairs are picked from it at once.
     peak : Tensor
 
     Attributes
@@ -30,23 +30,23 @@ class Sums:
 
     def __init__(self, table, peak):
         self.table = table
-        self.a, self.b, self.c, self.f2, self.y2, *fixed = table
-        self.reach, self.tail3, self.tail4, self.noise = fixed
+        self.a, self.b, self.c, self.f2, self.y2, *bounding = table
+        self.reach, self.tail3, self.tail4, self.noise = bounding
         self.peak = peak
 
     def at(self, rows, token):
-        """The pairs of some neurons with one token."""
-        return Sums(self.table[:, rows, token], self.peak[token])
+        """The pairs of some edits with one token."""
+        return Expectations(self.table[:, rows, token], self.peak[token])
 
     def only(self, rows):
         """Some of the pairs of one token."""
-        return Sums(self.table[:, rows], self.peak)
+        return Expectations(self.table[:, rows], self.peak)
 
     def summed(self, a, b, c, f2, y2, peak):
         """With some of the vocabulary summed exactly: what that adds, and its second moments."""
         left = torch.maximum(self.f2 - f2, 1e-6 * self.f2)
         new = torch.stack((self.a + a, self.b + b, self.c + c, left, self.y2 - y2))
-        return Sums(torch.cat((new, self.table[5:])), peak)
+        return Expectations(torch.cat((new, self.table[len(new) :])), peak)
 
     def excess(self):
         """(B + C)/A: what the entropy falls short of log A by."""
@@ -75,6 +75,11 @@ class Sums:
         return torch.maximum(bound + (2 + d) * self.noise, self.loss_bound())
 
 
+def stacked(a, b, c, f2, y2, reach, noise):
+    """The table of `Expectations`."""
+    return torch.stack((a, b, c, f2, y2, reach, tail(reach, 3), tail(reach, 4), noise))
+
+
 def tail(h, n):
     """Σ hᵏ/k! over k ≥ n, as a multiple of hⁿ/n!: no more than this. NaN where h ≥ 30."""
     # Each term is at most h/(n + 1) times the one before; and hᵏ n!/(n + k)! is at most hᵏ/k!.
@@ -88,24 +93,32 @@ def without_sign(peak, moment, moment_y):
     return (2 * peak.clamp_min(0) * moment - moment_y).clamp_min(0)
 
 
-def second_order(side, joint, gain, coefficients):
-    """Stage 1: `Sums` (n, T) from moments up to second order."""
+def second_order(own, joint, gain, coefficients):
+    """Stage 1: `Expectations` (n, T) from moments up to second order.
+
+    Parameters
+    ----------
+    own : TokenMoments
+    joint : JointMoments
+    gain : Tensor (n, T)
+    coefficients : dict of str to Tensor (n, T)
+        c_j by variable.
+    """
     f2 = gain.square() * joint.square
     y1 = gain * joint.y
     y2 = gain.square() * joint.square_y
     reach = gain.abs() * joint.reach
-    for j, c in enumerate(coefficients):
+    for j, c in coefficients.items():
         f2 = f2 + 2 * gain * c * joint.q[j]
-        y1 = y1 + c * side.q_y[j]
+        y1 = y1 + c * own.q_y[j]
         y2 = y2 + 2 * gain * c * joint.q_y[j]
-        reach = reach + c.abs() * side.reach[j][:, 0]
-        for k, other in enumerate(coefficients):
-            f2 = f2 + c * other * side.qq[j][k]
-            y2 = y2 + c * other * side.qq_y[j][k]
+        reach = reach + c.abs() * own.reach[j][:, 0]
+        for k, other in coefficients.items():
+            f2 = f2 + c * other * own.qq[j, k]
+            y2 = y2 + c * other * own.qq_y[j, k]
     f2 = f2.clamp_min(0)
-    # E[u²] − E[u]² loses digits where a neuron moves all likely tokens alike.
+    # E[u²] − E[u]² loses digits where an edit moves all likely tokens alike.
     alike = (gain * joint.mean).abs()
     noise = 3e-7 * (alike.square() + alike.pow(3))
     a, b, c = 1 + f2 / 2, y1 + y2 / 2, f2.clone()
-    table = a, b, c, f2, y2, reach, tail(reach, 3), tail(reach, 4), noise
-    return Sums(torch.stack(table), side.peak[:, 0])
+    return Expectations(stacked(a, b, c, f2, y2, reach, noise), own.peak[:, 0])

@@ -1,0 +1,49 @@
+"""The engine ``Forward``: real interventions, every layer after the edit computed again."""
+
+import torch
+
+from ..compare import by_pathway, changes
+from ..frequency import put_back
+from ..measures import Prediction
+from ..readout import take
+
+
+class Forward:
+    """The model's own logits in copies of the text, one an edit: any layer, any measure."""
+
+    copies = True
+
+    def fill(self, tally, observed, clean):
+        """Find all effects; ``clean`` are measures of the unedited model, (T,) each."""
+        unit = observed.unit
+        effects, rows = unit.effects, unit.tokens.rows
+        for tokens in unit.tokens.chosen().to(observed.raw.device).split(observed.sizes()[1]):
+            if not len(tokens):
+                continue
+            targets = observed.targets[tokens]
+            before = Prediction(observed.logits(tokens), targets, observed.given())
+            known = {name: values[tokens] for name, values in clean.items()}
+            for j in range(unit.copies):
+                copy = slice(rows * (j + 1), rows * (j + 2))
+                residual = take(observed.residual[copy], observed.positions[tokens]).float()
+                given = observed.given(observed.readout.norm_scale(residual))
+                out = torch.empty(len(targets), len(effects))
+                for pathway, places in by_pathway(effects).items():
+                    logits = copied(observed, copy, tokens, pathway, before.logits)
+                    after = Prediction(logits, targets, given)
+                    own = [effects[column] for column in places]
+                    for column, value in zip(places, changes(before, after, own, known)):
+                        out[:, column] = value
+                tally.add(slice(j, j + 1), tokens.cpu(), out[None])
+
+
+def copied(observed, copy, tokens, pathway, before):
+    """Final logits of one pathway in one copy of the clean rows, (t, V)."""
+    readout, positions = observed.readout, observed.positions[tokens]
+    if pathway == "direct":
+        clean = take(observed.residual[: observed.unit.tokens.rows], positions).float()
+        edited = readout.centre(take(observed.residual[copy], positions).float())
+        edited = readout.gain * edited / readout.norm_scale(clean)[:, None]
+        return readout.finish(readout.unembed(edited) + readout.offset)
+    logits = readout.finish(take(observed.raw[copy], positions).float())
+    return logits if pathway == "total" else put_back(logits, before, observed.frequency)

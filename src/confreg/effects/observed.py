@@ -1,0 +1,128 @@
+"""What the model did in one trace, read by spans of the unit's edits and of its tokens."""
+
+import torch
+
+from .compare import measured
+from .frequency import frequency_direction, log_frequencies
+from .measures import Prediction, entropy, kl_frequency, loss, norm_scale, rank, top1
+from .readout import take
+from .write import Straight
+
+
+class Observed:
+    """What the model did in the trace of one `Unit`.
+
+    Parameters
+    ----------
+    unit : Unit
+    readout : Readout
+    write : Write, or None where edits do not go through the MLP
+    seen : Tensor (R, L, width)
+        What the trace passed to `Site.measure`: before the edit; where the engine makes copies,
+        of all of them.
+    residual : Tensor (R, L, d)
+        Input of the final norm.
+    raw : Tensor (R, L, V)
+        Output of the unembedding.
+
+    Attributes
+    ----------
+    edits
+        The unit's edits, settled.
+    route : Write or Straight
+        How they reach the final residual.
+    positions, targets : Tensor (T,) int64
+    log_frequency, frequency : Tensor (V,) or None
+        log p_freq, and the token-frequency direction.
+    """
+
+    def __init__(self, unit, readout, write, seen, residual, raw):
+        self.unit = unit
+        self.readout = readout
+        self.write = write
+        self.seen = seen
+        self.residual = residual
+        self.raw = raw
+        self.positions = unit.tokens.positions.to(raw.device)
+        self.targets = unit.tokens.targets.to(raw.device)
+        self.log_frequency = self.frequency = None
+        if unit.counts is not None:
+            self.log_frequency = log_frequencies(unit.counts).to(raw.device)
+            self.frequency = frequency_direction(self.log_frequency)
+        self.edits = unit.edits
+        if hasattr(unit.edits, "settled"):
+            self.edits = unit.edits.settled(self.rows())
+        through = getattr(unit.edits, "into", "residual") == "mlp"
+        self.route = write if through and write is not None else Straight()
+
+    def rows(self):
+        """What the trace passed to `Site.measure`, unedited, at the tokens: (T, width) float32."""
+        return take(self.seen, self.positions).float()
+
+    def weights(self, index):
+        """Output weights of some neurons of the layer, (n, d) float32."""
+        return self.write.weights(index.to(self.raw.device), self.seen)
+
+    def sizes(self):
+        """Edits and tokens of a chunk, so that the closed forms fit ``unit.memory``."""
+        vocabulary, d = self.raw.shape[-1], self.residual.shape[-1]
+        numbers = 0.85 * self.unit.memory / 4
+        # A token: raw logits, log p, μ and what making them takes. Larger chunks gain nothing.
+        tokens = int(min(256, numbers / 4 / (6 * vocabulary)))
+        tokens = max(1, min(tokens, len(self.positions)))
+        # An edit: u and its making, a one-hot row, directions, powers, tables of its pairs.
+        each = 1.4 * vocabulary + self.seen.shape[-1] + 4 * d + 6144 + 96 * tokens
+        edits = int((numbers - 6 * vocabulary * tokens) / each)
+        return max(1, min(edits, len(self.edits))), tokens
+
+    def chunks(self, size):
+        """The tokens at which effects are wanted, ``size`` at a time: slices, or indices (t,)."""
+        if self.unit.tokens.wanted is None:
+            return spans(len(self.positions), size)
+        return [some for some in self.unit.tokens.chosen().split(size) if len(some)]
+
+    def logits(self, tokens):
+        """The model's final logits, (t, V) float32."""
+        return self.readout.finish(take(self.raw, self.positions[tokens]).float())
+
+    def given(self, norm_scale=None):
+        """Further arguments of measures, see `confreg.effects.measures.Measure`."""
+        found = {"log_frequency": self.log_frequency, "norm_scale": norm_scale}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def spans(length, size):
+    """Slices of at most ``size`` that cover ``length``."""
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def unablated(observed):
+    """Measures of the unedited model at the unit's tokens, dict of (T,).
+
+    Loss, entropy, rank, likeliest token and the norm's scale, D(p_freq ‖ p) where there are
+    counts, and whatever else effects are wanted on.
+    """
+    measures = [loss, entropy, rank, top1, norm_scale]
+    if observed.log_frequency is not None:
+        measures.append(kl_frequency)
+    measures += [effect.measure for effect in observed.unit.effects]
+    parts = []
+    for tokens in spans(len(observed.positions), observed.sizes()[1]):
+        residual = take(observed.residual, observed.positions[tokens]).float()
+        given = observed.given(observed.readout.norm_scale(residual))
+        prediction = Prediction(observed.logits(tokens), observed.targets[tokens], given)
+        parts.append(measured(prediction, measures))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def activation_changes(observed):
+    """How much the watched values change in each copy, (n, T, m) float32."""
+    unit = observed.unit
+    one_copy = unit.tokens.inputs.numel()
+    watched = unit.watched.to(observed.seen.device)
+    before = take(observed.seen, observed.positions).index_select(-1, watched).float()
+    found = torch.empty(len(unit.edits), *before.shape)
+    for j, out in enumerate(found):
+        there = take(observed.seen, observed.positions + (j + 1) * one_copy)
+        out.copy_(there.index_select(-1, watched).float() - before)
+    return found

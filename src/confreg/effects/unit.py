@@ -1,0 +1,124 @@
+"""What one trace is asked to do: some tokens, some edits, and what to measure.
+
+tokens = Tokens(inputs, positions, targets, keep)
+unit = Unit(tokens, Replace(index, values), Exact(), [loss.total, entropy.direct])
+"""
+
+import torch
+
+
+class Tokens:
+    """Some tokens, and the sequences that must be run to predict what follows them.
+
+    Parameters
+    ----------
+    inputs : Tensor (B, L) int64
+        Token ids fed to the model.
+    positions : Tensor (T,) int64
+        Where the tokens are: indices into the flattened (B·L) sequences, in order.
+    targets : Tensor (T,) int64
+        The token that follows each of them, -1 where there is none.
+    keep : Tensor (T,) bool
+        Tokens over which sums run.
+    wanted : Tensor (T,) bool, optional
+        Tokens at which effects are wanted; they are NaN at others. By default all.
+    """
+
+    def __init__(self, inputs, positions, targets, keep, wanted=None):
+        self.inputs = inputs
+        self.positions = positions
+        self.targets = targets
+        self.keep = keep
+        self.wanted = wanted
+        self.rows = len(inputs)
+
+    def __len__(self):
+        return len(self.positions)
+
+    def chosen(self):
+        """Which of the tokens effects are wanted at, (T',) int64."""
+        if self.wanted is None:
+            return torch.arange(len(self.positions))
+        return self.wanted.nonzero()[:, 0]
+
+
+class Unit:
+    """One unit of an ablation: what one trace does. Travels to the model by value.
+
+    Parameters
+    ----------
+    tokens : Tokens
+    edits : Replace, Together, AttendFirst ...
+        n edits, one an entry of the axis that is ablated: see `confreg.effects.edits`.
+    engine : Forward, Exact or Series
+    effects : sequence of Effect
+        ``loss.total`` and the like.
+    layer : int
+        The layer of the `Site` that the trace works at.
+    memory : int
+        Bytes that the closed forms may use beyond what they are given.
+    seed, sample : int
+        How many pairs of an edit and a token are recomputed in float64, and the seed that draws
+        them. (The engine ``Forward`` recomputes none.)
+    cube : bool
+        Return every effect, not only sums over tokens.
+    watched : Tensor (m,) int64, optional
+        Indices along the last dimension of what the trace passes to `Site.measure`: their values
+        are returned.
+    changes : {None, "sums", "all"}
+        Whether to return how much the watched values change in each copy: not, only summed over
+        tokens, or at every token. Only with the engine ``Forward``.
+    counts : Tensor (bytes, V) uint8, optional
+        How often each token occurs, plus one; 0 at rows of the unembedding that no token owns.
+        Bytes from the least significant: so they travel as a third of what is made of them.
+
+    Attributes
+    ----------
+    inputs : Tensor (R, L) int64
+        What the trace runs: the tokens' sequences, and after them, if the engine makes copies,
+        the same again for every edit.
+    copies : int
+        n if the engine makes copies, else 0.
+    """
+
+    def __init__(
+        self,
+        tokens,
+        edits,
+        engine,
+        effects,
+        layer=0,
+        memory=2**30,
+        seed=0,
+        sample=0,
+        cube=True,
+        watched=None,
+        changes=None,
+        counts=None,
+    ):
+        self.tokens = tokens
+        self.edits = edits
+        self.engine = engine
+        self.effects = tuple(effects)
+        self.layer = layer
+        self.memory = memory
+        self.seed = seed
+        self.sample = sample
+        self.cube = cube
+        self.watched = watched
+        self.changes = changes
+        self.counts = counts
+        self.copies = len(edits) if engine.copies else 0
+        self.inputs = tokens.inputs.repeat(1 + self.copies, 1)
+        if changes is not None and not self.copies:
+            raise ValueError("how watched values change is seen by the engine Forward only")
+
+
+class Entries:
+    """What a step's unit carries by default: the entries of each of its axes, by name.
+
+    ``Entries(token=..., neuron=...)`` has the attributes ``token`` and ``neuron``.
+    """
+
+    def __init__(self, **entries):
+        self.__dict__.update(entries)
