@@ -1,8 +1,8 @@
 """Digits: what do the hidden neurons of a small classifier do to its predictions?
 
 No language model, no tokens, no text: a network of one hidden layer learns scikit-learn's
-handwritten digits in seconds, every hidden neuron is set to its mean over the images, and the change
-of the loss and of the predicted class is kept image by image.
+handwritten digits in seconds, every hidden neuron is set to its mean over the images, and the
+change of the loss and of the predicted class is kept image by image.
 
     confreg run examples/digits.py --out runs/digits.zarr
 """

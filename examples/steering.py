@@ -1,9 +1,9 @@
 """Steering: what does adding a direction to the residual stream do to the model's confidence?
 
-α times a direction is added at every token to the residual stream that enters a layer. The direction
-is the output weight of a neuron (``-p direction=29.1102``), or a row of a file
-(``-p direction=steer.npy:3``, or ``.safetensors``, whose first tensor is taken). α counts multiples of
-the direction as it is.
+α times a direction is added at every token to the residual stream that enters a layer. The
+direction is the output weight of a neuron (``-p direction=29.1102``), or a row of a file
+(``-p direction=steer.npy:3``, or ``.safetensors``, whose first tensor is taken). α counts multiples
+of the direction as it is.
 
     confreg run examples/steering.py -p direction=29.1102 -p layer=20 --out runs/steering.zarr
 """

@@ -59,7 +59,7 @@ def entropy_neurons(
 
 
 def ablate(model, unit):
-    """The text once, and, where no algebra does it, once more for every neuron, with that neuron replaced."""
+    """The text once, and, where no algebra does it, once more with each neuron replaced."""
     site = model.site(unit.layer)
 
     with model.trace(unit.inputs):

@@ -99,8 +99,8 @@ class Axis:
             raise ConfregError(f"An axis needs a name that is an identifier, not {self.name!r}.")
         if not self.labels or next(iter(self.labels)) != self.name:
             raise ConfregError(
-                f"The first label of axis {self.name!r} must be {self.name!r}, its index; there are "
-                f"{', '.join(self.labels) or 'none'}."
+                f"The first label of axis {self.name!r} must be {self.name!r}, its index; there "
+                f"are {', '.join(self.labels) or 'none'}."
             )
         for name, label in self.labels.items():
             if label.dims in ((), (self.name,)) and len(label.values) != len(self):
@@ -203,13 +203,13 @@ class Variable:
         """Check the dims."""
         if isinstance(self.dims, str):
             raise ConfregError(
-                f"Variable {self.name!r}: dims are a tuple of names, ({self.dims!r},), not a string."
+                f"Variable {self.name!r}: dims are a tuple of names, ({self.dims!r},), not text."
             )
         both = set(self.dims) & {*self.added_over, *self.largest_over}
         if both:
             raise ConfregError(
-                f"Variable {self.name!r} has the dim {min(both)!r} and is added over it: one or the "
-                "other."
+                f"Variable {self.name!r} has the dim {min(both)!r} and is added over it: one or "
+                "the other."
             )
         if self.added_over and self.largest_over:
             raise ConfregError(

@@ -38,23 +38,28 @@ from .measures import (
     tempered_divergence,
     top1,
 )
+from .observed import unedited
 from .readout import MetaWeightError, Readout, read_readout
 from .site import Site
+from .tasks import Activations, FrequencyWeights, Prefixes, Weights
 from .unit import Entries, Tokens, Unit
 from .values import ablation_values, pick, replaced
 from .weights import weight_statistics
 from .write import Write
 
 __all__ = [
+    "Activations",
     "AttendFirst",
     "Comparison",
     "Effect",
     "Entries",
     "Exact",
     "Forward",
+    "FrequencyWeights",
     "Measure",
     "MetaWeightError",
     "Prediction",
+    "Prefixes",
     "Readout",
     "Replace",
     "ReplaceByOwn",
@@ -63,6 +68,7 @@ __all__ = [
     "Together",
     "Tokens",
     "Unit",
+    "Weights",
     "Write",
     "ablation_values",
     "add_to_copies",
@@ -84,5 +90,6 @@ __all__ = [
     "temperature_share",
     "tempered_divergence",
     "top1",
+    "unedited",
     "weight_statistics",
 ]

@@ -57,6 +57,11 @@ class Measure:
     shared : bool
         Whether ``of`` takes a `Prediction`, or ``compared`` a `Comparison`: what several measures
         need of them is then computed once.
+    needs : tuple of str
+        Names of effects that are measured along with it.
+    reduced : callable, ``reduced(sums) -> (n,)``, optional
+        Its mean over tokens, from the sums over tokens of all effects by name, where that is not
+        the mean of the tokens' values: a ratio of means is no mean of ratios.
 
     Attributes
     ----------
@@ -82,6 +87,8 @@ class Measure:
         pathways=("total", "direct", "frequency_direct"),
         bare=False,
         shared=False,
+        needs=(),
+        reduced=None,
     ):
         if (of is None) == (compared is None):
             raise ValueError(f"measure {name!r} needs either `of` or `compared`")
@@ -99,6 +106,8 @@ class Measure:
         self.pathways = tuple(pathways)
         self.bare = bare
         self.shared = shared
+        self.needs = tuple(needs)
+        self.reduced = reduced
         self.total = Effect(self, "total")
         self.direct = Effect(self, "direct")
         self.frequency_direct = Effect(self, "frequency_direct")
@@ -169,6 +178,7 @@ class Effect:
         self.measure = measure
         self.pathway = pathway
         self.quantity = measure.name
+        self.needs = measure.needs
         self.units = measure.units
         self.name = measure.name if measure.bare else measure.name + "_" + pathway
         mediated = {"total": TOTAL, "direct": DIRECT, "frequency_direct": FREQUENCY_DIRECT}
@@ -329,6 +339,11 @@ def read_temperature_share(comparison):
     return comparison.once(tempering)["temperature_share"]
 
 
+def share_of_sums(sums):
+    """The share of the mean divergence that each token's best temperature removes."""
+    return 1 - sums["divergence_tempered_total"] / sums["divergence_total"]
+
+
 loss = Measure("loss", "nats", "loss", read_loss, tilted="target", shared=True)
 entropy = Measure("entropy", "nats", "entropy", read_entropy, tilted="excess", shared=True)
 rank = Measure(
@@ -365,4 +380,5 @@ temperature_share = Measure(
     "temperature_share", "1", "share of D(p ‖ p') that the best temperature removes",
     compared=read_temperature_share, effect="share of D(p ‖ p') that the best temperature removes",
     pathways=("total",), bare=True, shared=True,
+    needs=("divergence_total", "divergence_tempered_total"), reduced=share_of_sums,
 )  # fmt: skip

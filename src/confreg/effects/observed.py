@@ -96,16 +96,20 @@ def spans(length, size):
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def unablated(observed):
-    """Measures of the unedited model at the unit's tokens, dict of (T,).
+def unedited(effects, counted):
+    """What is measured of the unedited model, list of `Measure`.
 
-    Loss, entropy, rank, likeliest token and the norm's scale, D(p_freq ‖ p) where there are
-    counts, and whatever else effects are wanted on.
+    Loss, entropy, the norm's scale, rank and the likeliest token, D(p_freq ‖ p) where tokens are
+    ``counted``, and whatever else effects are wanted on.
     """
-    measures = [loss, entropy, rank, top1, norm_scale]
-    if observed.log_frequency is not None:
-        measures.append(kl_frequency)
-    measures += [effect.measure for effect in observed.unit.effects]
+    usual = [loss, entropy, norm_scale, rank, top1] + [kl_frequency] * counted
+    single = [effect.measure for effect in effects if not effect.measure.comparing]
+    return list({one.name: one for one in [*usual, *single]}.values())
+
+
+def unablated(observed):
+    """Measures of the unedited model at the unit's tokens, dict of (T,): `unedited`."""
+    measures = unedited(observed.unit.effects, observed.log_frequency is not None)
     parts = []
     for tokens in spans(len(observed.positions), observed.sizes()[1]):
         residual = take(observed.residual, observed.positions[tokens]).float()

@@ -23,7 +23,7 @@ class Tally:
         self.recomputed = 0
         self.sampled = 0
         self.error_sum = 0.0
-        self.error_max = 0.0
+        self.error_largest = 0.0
 
     def add(self, edits, tokens, effects):
         """Take the effects (n', T', E) of a slice of the edits and of some tokens.
@@ -43,13 +43,13 @@ class Tally:
         error = (found.double() - truth).abs().nan_to_num(nan=0.0).amax(-1)
         self.sampled += len(error)
         self.error_sum += float(error.sum())
-        self.error_max = max(self.error_max, float(error.max()))
+        self.error_largest = max(self.error_largest, float(error.max()))
 
     def result(self):
         """The gathered tensors, under the names that `Site.measure` documents."""
         out = {"effect_sum": self.sum, "effect_abs_sum": self.abs_sum}
         if self.cube is not None:
             out["effects"] = self.cube
-        for name in ("pairs", "recomputed", "sampled", "error_sum", "error_max"):
+        for name in ("pairs", "recomputed", "sampled", "error_sum", "error_largest"):
             out[name] = torch.tensor(float(getattr(self, name)), dtype=torch.float64)
         return out

@@ -1,0 +1,136 @@
+"""What units of other steps carry: they read activations, weights or attention in a trace."""
+
+from .frequency import frequency_cosines
+from .heads import prefix_matching
+from .values import pick
+from .weights import weight_statistics
+
+
+class Activations:
+    """Reads activations of some neurons at some tokens.
+
+    Parameters
+    ----------
+    tokens : Tokens
+    layer : int
+    index : Tensor (n,) int64
+        Neurons of the layer.
+    masks : dict of str to Tensor (T,) bool
+        Tokens that sums are over, by name.
+    """
+
+    def __init__(self, tokens, layer, index, masks):
+        self.inputs = tokens.inputs
+        self.positions = tokens.positions
+        self.layer = layer
+        self.index = index
+        self.masks = masks
+
+    def values(self, activation):
+        """Activations at every token, (n, T) float32, on the CPU."""
+        return pick(activation, self.positions, self.index).T.float().cpu()
+
+    def sums(self, activation):
+        """Over each mask, the sums of the activations and of their squares: (n,) float64 each."""
+        found = {}
+        for name, mask in self.masks.items():
+            wide = pick(activation, self.positions[mask], self.index).double()
+            found[name + "_sum"] = wide.sum(0).cpu()
+            found[name + "_sum_of_squares"] = wide.square().sum(0).cpu()
+        return found
+
+
+class Weights:
+    """Finds weight-space statistics of some neurons of one layer.
+
+    Parameters
+    ----------
+    inputs : Tensor (1, L) int64
+        What the trace runs, up to the first layer.
+    layer : int
+    index : Tensor (n,) int64
+    owned : Tensor (V,) bool
+        Rows of the unembedding that tokens own.
+    null_dims, memory, centre_vocabulary
+        As of `confreg.effects.weights.weight_statistics`.
+    """
+
+    def __init__(self, inputs, layer, index, owned, null_dims, memory, centre_vocabulary):
+        self.inputs = inputs
+        self.layer = layer
+        self.index = index
+        self.owned = owned
+        self.null_dims = null_dims
+        self.memory = memory
+        self.centre_vocabulary = centre_vocabulary
+
+    def statistics(self, site, like):
+        """What `weight_statistics` returns; ``like`` is any activation of the residual stream."""
+        readout, write = site.readout_of(like), site.write_of(like)
+        return weight_statistics(
+            readout,
+            write,
+            self.index,
+            like,
+            self.null_dims,
+            int(self.owned.sum()),
+            self.memory,
+        )  # fmt: skip SHIM
+
+
+class FrequencyWeights:
+    """Finds the token-frequency cosines of every neuron of some layers.
+
+    Parameters
+    ----------
+    inputs : Tensor (1, L) int64
+    layers : list of int
+    counts : Tensor (bytes, V) uint8
+        As of `confreg.effects.frequency.log_frequencies`.
+    owned : Tensor (V,) bool
+    memory, centre_vocabulary
+        As of `confreg.effects.frequency.frequency_cosines`.
+    """
+
+    def __init__(self, inputs, layers, counts, owned, memory, centre_vocabulary):
+        self.inputs = inputs
+        self.layers = layers
+        self.counts = counts
+        self.owned = owned
+        self.memory = memory
+        self.centre_vocabulary = centre_vocabulary
+
+    def cosines(self, sites, like):
+        """Cosines (L, n) float32, of a `Site` a layer."""
+        readout = sites[0].readout_of(like)
+        writes = [site.write_of(like) for site in sites]
+        return frequency_cosines(
+            readout, writes, like, self.counts, int(self.owned.sum()), self.memory
+        )
+
+
+class Prefixes:
+    """Scores heads on sequences of tokens that come twice.
+
+    Parameters
+    ----------
+    inputs : Tensor (B, L) int64
+    first : int
+        Where the repeat begins; it is to the end.
+    period : int
+        How far before it the same token stands.
+    """
+
+    def __init__(self, inputs, first, period):
+        self.inputs = inputs
+        self.first = first
+        self.period = period
+
+    def matching(self, attention):
+        """Every head's score added up over the sequences, (layers, heads) float64.
+
+        None where there are no attention patterns.
+        """
+        if attention is None or any(each is None for each in attention):
+            return None
+        return prefix_matching(attention, self.first, self.period).sum(0)
