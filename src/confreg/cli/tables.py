@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
+    from confreg.checks import Check
     from confreg.execution.plan import Plan
-    from confreg.places.doctor import Check
 
 HEADINGS = {
     "te": "TE",
