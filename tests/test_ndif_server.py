@@ -33,7 +33,8 @@ from confreg.models import embedded
 from confreg.places import doctor, profiles
 from confreg.places.ndif import client, http, server
 from confreg.places.ndif.faults import Transient
-from confreg.places.ndif.journal import Journal, journal_path
+from confreg.places.ndif.identity import model_key
+from confreg.places.ndif.journal import journal_path
 from confreg.results.store import Store
 
 pytestmark = [pytest.mark.remote, pytest.mark.slow]
@@ -353,7 +354,7 @@ def test_a_model_that_is_not_there(lab, tmp_path, monkeypatch):
     with pytest.raises(ConfregError, match=r"lab/nothing"):
         lab.run("lab/nothing", out)
     # Known here, and not to the server.
-    monkeypatch.setattr(client, "identify", lambda model, profile: client.model_key("lab/nothing"))
+    monkeypatch.setattr(client, "identify", lambda model, profile: model_key("lab/nothing"))
     with pytest.raises(ConfregError, match=r"cannot deploy lab/tiny-llama.*confreg doctor"):
         lab.run("lab/tiny-llama", out)
     assert len(effect_jobs(out)) == 1
@@ -475,8 +476,35 @@ def test_a_part_of_the_server_is_killed_during_a_job(lab, local, tmp_path, recip
     (ds,) = found
     np.testing.assert_allclose(ds["te"], local("lab/tiny-llama")["te"], atol=1e-6)
     # An actor's job dies with it, and may be given up with the queue; the API is but a door.
-    submissions = Journal(journal_path(out)).submissions()
+    submissions = sum(record["event"] == "submitted" for record in records(out))
     assert {"actor": submissions > 1, "api": submissions == 1, "redis": submissions >= 1}[fault]
+    wait_for(lab.healthy)
+
+
+def test_jobs_that_die_with_the_dispatcher_are_submitted_again(lab, local, tmp_path, recipe):
+    out = tmp_path / "run.zarr"
+    process = start(lab, recipe, out, "-p", "seconds=4", "-P", "retries=12")
+    # One runs, and the dispatcher holds the other.
+    wait_for(lambda: [lab.state(job) for job in effect_jobs(out)] == ["RUNNING", "QUEUED"])
+    pid = lab.parts()["dispatcher"]
+    os.kill(pid, signal.SIGKILL)
+    began = time.monotonic()
+    said = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 0, said
+    assert time.monotonic() - began < 300
+    lost = [r["job"] for r in records(out) if r["event"] == "doubted"]
+    assert lost
+    assert all(f"seems to have lost job {job}" in said for job in lost)
+    assert "the first result counts" in said
+    ds = confreg.open(out).load()
+    assert_complete(ds)
+    assert len(set(ds["job_id"].values)) == ds.sizes["job"]
+    undisturbed = tmp_path / "undisturbed.zarr"
+    again = start(lab, recipe, undisturbed, "-p", "seconds=4")
+    assert again.communicate(timeout=PATIENCE)[1] == ""
+    whole = confreg.open(undisturbed).load()
+    jobs = [n for n in whole.variables if str(n).startswith("job_")]
+    xr.testing.assert_identical(ds.drop_vars(jobs), whole.drop_vars(jobs))
     wait_for(lab.healthy)
 
 

@@ -257,7 +257,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _model_key(name: str) -> str:
     from confreg.models.sources import locate
-    from confreg.places.ndif.client import model_key
+    from confreg.places.ndif.identity import model_key
 
     source = locate(name)
     return model_key(source.path, None if source.local else source.revision)
