@@ -135,9 +135,9 @@ def up(
             "`confreg ndif down` ends it."
         )
     redis = environment.redis_server()
-    built = environment.build()
     if device == "auto":
         device = "cuda" if _has_gpu() else "cpu"
+    built = environment.build(gpu=device == "cuda")
     shutil.rmtree(folder / "logs", ignore_errors=True)
     (folder / "logs").mkdir(parents=True)
     (folder / "state.json").unlink(missing_ok=True)
