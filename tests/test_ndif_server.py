@@ -388,15 +388,17 @@ def test_a_recipe_of_ones_own_with_a_helper_module(lab, local, tmp_path, recipe)
     np.testing.assert_allclose(ds["te"], whole["te"], atol=1e-6)
 
 
-def start(lab: Lab, recipe: str, out: Path, *more: str) -> subprocess.Popen[str]:
+def start(
+    lab: Lab, recipe: str, out: Path, *more: str, quiet: bool = True
+) -> subprocess.Popen[str]:
     """The same run in a process of its own, four slow units, two in flight."""
     text = out.with_suffix(".txt")
     text.write_text("\n".join(TEXT))
     command = [
         *(sys.executable, "-m", "confreg.cli", "run", recipe, "--model", "lab/tiny-llama"),
         *("--text", str(text), "--out", str(out), "--profile", lab.profile, "--dtype", "float32"),
-        *("--sequence-length", "16", "--max-tokens", "64", "--memory", "120000", "--quiet"),
-        *("-P", "jobs_in_flight=2", *more),
+        *("--sequence-length", "16", "--max-tokens", "64", "--memory", "120000"),
+        *("-P", "jobs_in_flight=2", *more, *["--quiet"] * quiet),
     ]
     environment = os.environ | {
         "HF_ENDPOINT": lab.hub.url,
@@ -483,7 +485,7 @@ def test_a_part_of_the_server_is_killed_during_a_job(lab, local, tmp_path, recip
 
 def test_jobs_that_die_with_the_dispatcher_are_submitted_again(lab, local, tmp_path, recipe):
     out = tmp_path / "run.zarr"
-    process = start(lab, recipe, out, "-p", "seconds=4", "-P", "retries=12")
+    process = start(lab, recipe, out, "-p", "seconds=4", "-P", "retries=12", quiet=False)
     # One runs, and the dispatcher holds the other.
     wait_for(lambda: [lab.state(job) for job in effect_jobs(out)] == ["RUNNING", "QUEUED"])
     pid = lab.parts()["dispatcher"]
@@ -492,6 +494,7 @@ def test_jobs_that_die_with_the_dispatcher_are_submitted_again(lab, local, tmp_p
     said = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 0, said
     assert time.monotonic() - began < 300
+    said = " ".join(said.split())
     lost = [r["job"] for r in records(out) if r["event"] == "doubted"]
     assert lost
     assert all(f"seems to have lost job {job}" in said for job in lost)
