@@ -9,9 +9,9 @@ import nnsight
 import pytest
 import torch
 import zoo
+from confreg.declaration import find
 
 from confreg import effects, models
-from confreg.declaration import find
 from confreg.models import Model, architectures
 from confreg.models.placement import Placement
 

@@ -8,7 +8,7 @@ from fake_ndif import KEY, FakeNdif
 import confreg
 from confreg.errors import ConfregError
 from confreg.places.ndif import check, http
-from confreg.places.ndif.client import model_key
+from confreg.places.ndif.identity import model_key
 from confreg.places.profiles import NdifProfile
 
 

@@ -11,14 +11,14 @@ import pytest
 from fake_ndif import KEY, FakeNdif
 
 from confreg import cli
-from confreg.places.ndif import client
+from confreg.places.ndif import watch
 from confreg.places.ndif.journal import journal_path
 
 
 @pytest.fixture
 def run(checkpoint, words, tmp_path, capsys, monkeypatch):
     """``run(host, *more)``: exit status of the command line, and what it said."""
-    monkeypatch.setattr(client, "LOST_AFTER", 0.3)
+    monkeypatch.setattr(watch, "LOST_AFTER", 0.3)
     text = tmp_path / "text.txt"
     text.write_text("\n".join(words))
 

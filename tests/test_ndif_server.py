@@ -34,7 +34,8 @@ from confreg.models import embedded
 from confreg.places import doctor, profiles
 from confreg.places.ndif import client, http, server
 from confreg.places.ndif.faults import Transient
-from confreg.places.ndif.journal import Journal, journal_path
+from confreg.places.ndif.identity import model_key
+from confreg.places.ndif.journal import journal_path
 
 pytestmark = [pytest.mark.remote, pytest.mark.slow]
 
@@ -353,7 +354,7 @@ def test_a_model_that_is_not_there(lab, tmp_path, monkeypatch):
     with pytest.raises(ConfregError, match=r"lab/nothing"):
         lab.run("lab/nothing", out)
     # Known here, and not to the server.
-    monkeypatch.setattr(client, "identify", lambda model, profile: client.model_key("lab/nothing"))
+    monkeypatch.setattr(client, "identify", lambda model, profile: model_key("lab/nothing"))
     with pytest.raises(ConfregError, match=r"cannot deploy lab/tiny-llama.*confreg doctor"):
         lab.run("lab/tiny-llama", out)
     assert len(effect_jobs(out)) == 1
@@ -387,15 +388,17 @@ def test_a_recipe_of_ones_own_with_a_helper_module(lab, local, tmp_path, recipe)
     np.testing.assert_allclose(ds["te"], whole["te"], atol=1e-6)
 
 
-def start(lab: Lab, recipe: str, out: Path, *more: str) -> subprocess.Popen[str]:
+def start(
+    lab: Lab, recipe: str, out: Path, *more: str, quiet: bool = True
+) -> subprocess.Popen[str]:
     """The same run in a process of its own, four slow units, two in flight."""
     text = out.with_suffix(".txt")
     text.write_text("\n".join(TEXT))
     command = [
         *(sys.executable, "-m", "confreg.cli", "run", recipe, "--model", "lab/tiny-llama"),
         *("--text", str(text), "--out", str(out), "--profile", lab.profile, "--dtype", "float32"),
-        *("--sequence-length", "16", "--max-tokens", "64", "--memory", "120000", "--quiet"),
-        *("-P", "jobs_in_flight=2", *more),
+        *("--sequence-length", "16", "--max-tokens", "64", "--memory", "120000"),
+        *("-P", "jobs_in_flight=2", *more, *["--quiet"] * quiet),
     ]
     environment = os.environ | {
         "HF_ENDPOINT": lab.hub.url,
@@ -475,8 +478,36 @@ def test_a_part_of_the_server_is_killed_during_a_job(lab, local, tmp_path, recip
     (ds,) = found
     np.testing.assert_allclose(ds["te"], local("lab/tiny-llama")["te"], atol=1e-6)
     # An actor's job dies with it, and may be given up with the queue; the API is but a door.
-    submissions = Journal(journal_path(out)).submissions()
+    submissions = sum(record["event"] == "submitted" for record in records(out))
     assert {"actor": submissions > 1, "api": submissions == 1, "redis": submissions >= 1}[fault]
+    wait_for(lab.healthy)
+
+
+def test_jobs_that_die_with_the_dispatcher_are_submitted_again(lab, local, tmp_path, recipe):
+    out = tmp_path / "run.zarr"
+    process = start(lab, recipe, out, "-p", "seconds=4", "-P", "retries=12", quiet=False)
+    # One runs, and the dispatcher holds the other.
+    wait_for(lambda: [lab.state(job) for job in effect_jobs(out)] == ["RUNNING", "QUEUED"])
+    pid = lab.parts()["dispatcher"]
+    os.kill(pid, signal.SIGKILL)
+    began = time.monotonic()
+    said = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 0, said
+    assert time.monotonic() - began < 300
+    said = " ".join(said.split())
+    lost = [r["job"] for r in records(out) if r["event"] == "doubted"]
+    assert lost
+    assert all(f"seems to have lost job {job}" in said for job in lost)
+    assert "the first result counts" in said
+    ds = confreg.open(out).load()
+    assert_complete(ds)
+    assert len(set(ds["job_id"].values)) == ds.sizes["job"]
+    undisturbed = tmp_path / "undisturbed.zarr"
+    again = start(lab, recipe, undisturbed, "-p", "seconds=4")
+    assert again.communicate(timeout=PATIENCE)[1] == ""
+    whole = confreg.open(undisturbed).load()
+    jobs = [n for n in whole.variables if str(n).startswith("job_")]
+    xr.testing.assert_identical(ds.drop_vars(jobs), whole.drop_vars(jobs))
     wait_for(lab.healthy)
 
 

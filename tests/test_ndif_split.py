@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
-from confreg import models, tokens
 from confreg.declaration import find
 from confreg.execution import batches, remote
 from confreg.execution.plan import Request, make_plan
+
+from confreg import models, tokens
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import plain
 import pytest
 import torch
 import zoo
+from confreg.execution import prefix, remote
+from confreg.execution import run as running
 
 import confreg
 from confreg import cli, models
 from confreg.errors import ConfregError
-from confreg.execution import prefix, remote
-from confreg.execution import run as running
 from confreg.results import schema, store
 from confreg.tokens import repeats
 

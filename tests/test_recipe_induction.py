@@ -10,13 +10,13 @@ import plain
 import pytest
 import torch
 import zoo
+from confreg.declaration import find
+from confreg.execution import batches
+from confreg.execution.plan import Request, make_plan
 
 import confreg
 from confreg import cli, models, tokens
-from confreg.declaration import find
 from confreg.errors import ConfregError
-from confreg.execution import batches
-from confreg.execution.plan import Request, make_plan
 from confreg.results import schema
 
 NAMES = ["loss_total", "loss_direct", "entropy_total", "entropy_direct"]
@@ -203,10 +203,9 @@ def test_other_repeats(checkpoint, words, tmp_path, kind):
 
 
 def test_a_run_that_is_killed_ends_with_the_same_bytes(checkpoint, words, tmp_path, monkeypatch):
-    from test_resume import digest
-
     from confreg.execution import plan
     from confreg.results.store import Store
+    from test_resume import digest
 
     monkeypatch.setattr(plan, "UNIT_TOKENS", 16)
     out, options = tmp_path / "o.zarr", {"command_line": "same", "engine": "forward"}

@@ -1,7 +1,7 @@
 """The one table of a run's options: names, types, defaults, and what they mean.
 
-The command line, `confreg.run` and its documentation, the configuration that a store must share, and
-what a dataset says of its making follow from it.
+The command line, `confreg.run` and its documentation, the configuration that a store must share,
+and what a dataset says of its making follow from it.
 """
 
 from __future__ import annotations
@@ -115,12 +115,10 @@ class Options:
     def said(self) -> dict[str, Any]:
         """What differs from the defaults, of what can be written down."""
         found = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {
-            name: value
-            for name, value in found.items()
-            if value != getattr(type(self), name) and name not in ("command_line", "progress", "out")
-            and isinstance(value, str | int | float | list | tuple)
-        }  # fmt: skip
+        written = {k: v for k, v in found.items() if isinstance(v, str | int | float | list)}
+        for left_out in ("command_line", "progress", "out"):
+            written.pop(left_out, None)
+        return {k: v for k, v in written.items() if v != getattr(type(self), k)}
 
 
 def meta(option: Field[Any], name: str) -> Any:

@@ -77,8 +77,9 @@ class Recipe:
             return inspect.getsource(self.lay_out).encode()
         except OSError:
             raise ConfregError(
-                f"The source of recipe {self.name!r} cannot be found, and traces need it: write the "
-                "recipe in a file or in a notebook's cell, not in `python -c` or on standard input."
+                f"The source of recipe {self.name!r} cannot be found, and traces need it: write "
+                "the recipe in a file or in a notebook's cell, not in `python -c` or on standard "
+                "input."
             ) from None
 
     @property

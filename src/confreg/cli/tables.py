@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-    from confreg.places.doctor import Check
+    from confreg.checks import Check
     from confreg.sweep.plan import Plan
 
 HEADINGS = {

@@ -12,8 +12,9 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from confreg.checks import Check
 from confreg.errors import ConfregError
 from confreg.models.host import available_memory
 
@@ -24,14 +25,6 @@ if TYPE_CHECKING:
 CPU_SHARE = 0.6
 """Share of the free memory that weights may take where ``max_memory`` names no limit."""
 GPU_SHARE = 0.8
-
-
-class Line(NamedTuple):
-    """One line of a report: what, whether it is well, and a sentence."""
-
-    name: str
-    ok: bool
-    sentence: str
 
 
 @dataclass(frozen=True)
@@ -173,19 +166,19 @@ class Placement:
             words["offload_folder"] = self.offload_folder
         return words
 
-    def report(self, described: Description) -> list[Line]:
+    def report(self, described: Description) -> list[Check]:
         """Say where everything would go, what a pass reads, and whether it fits."""
         lines = []
         if self.quantization is not None:
             try:
                 self.check_quantization()
-                lines.append(Line("quantization", True, f"{self.quantization} is installed"))
+                lines.append(Check("quantization", True, f"{self.quantization} is installed"))
             except ConfregError as error:
-                lines.append(Line("quantization", False, str(error)))
+                lines.append(Check("quantization", False, str(error)))
         try:
             layout = self.plan(described)
         except ConfregError as error:
-            return [*lines, Line("placement", False, str(error))]
+            return [*lines, Check("placement", False, str(error))]
         return [*lines, *_lines(layout, described)]
 
 
@@ -311,9 +304,9 @@ def _summary(sizes: Mapping[str, int], described: Description) -> Iterator[str]:
     yield f"{layers}.0 to {layers}.{described.n_layers - 1}"
 
 
-def _lines(layout: Layout, described: Description) -> Iterator[Line]:
+def _lines(layout: Layout, described: Description) -> Iterator[Check]:
     total = sum(layout.sizes.values())
-    yield Line(
+    yield Check(
         described.name,
         True,
         f"{described.parameters / 1e9:.2f} billion parameters, {_gb(total)} in {described.dtype}, "
@@ -322,18 +315,18 @@ def _lines(layout: Layout, described: Description) -> Iterator[Line]:
     for device in dict.fromkeys(layout.devices.values()):
         names = ", ".join(_ranges(layout, described, device))
         if device == "disk":
-            yield Line("disk", True, f"{_gb(layout.read_per_pass)}: {names}")
+            yield Check("disk", True, f"{_gb(layout.read_per_pass)}: {names}")
             continue
         used, limit = layout.used(device), layout.limits.get(device)
         fits = limit is None or used <= limit
         of = "" if limit is None else f" of the {_gb(limit)} allowed"
-        yield Line(device, fits, f"{_gb(used)}{of}: {names}")
+        yield Check(device, fits, f"{_gb(used)}{of}: {names}")
     cost = f"a pass reads {_gb(layout.read_per_pass)} from disk"
     if layout.moved_per_pass:
         cost += f" and copies {_gb(layout.moved_per_pass)} to {layout.main}"
     if not layout.read_per_pass and not layout.moved_per_pass:
         cost = "a pass reads nothing: all weights stay where they compute"
-    yield Line("pass", True, cost)
+    yield Check("pass", True, cost)
 
 
 def _layer_bytes(layout: Layout, described: Description) -> int:

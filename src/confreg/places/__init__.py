@@ -1,4 +1,4 @@
-"""Places where traces run: in this process or on an NDIF server, and the profiles that say which."""
+"""Places where traces run, this process or an NDIF server, and the profiles that say which."""
 
 from __future__ import annotations
 

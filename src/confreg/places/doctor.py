@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from confreg.checks import Check
 from confreg.errors import ConfregError
 from confreg.places import profiles
 from confreg.places.profiles import LocalProfile, NdifProfile
 
 TESTED = {"nnsight": ("0.8.0", "0.8.1"), "transformers": ("5.22.2",), "torch": ("2.13.0", "2.14.0")}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at: whether it is well, and what to know or do."""
-
-    name: str
-    ok: bool
-    sentence: str
 
 
 def check(profile: str | None, overrides: Mapping[str, Any], model: str) -> list[Check]:
@@ -48,13 +39,11 @@ def _profile(profile: LocalProfile | NdifProfile, model: str) -> list[Check]:
     from confreg import models
 
     described = models.describe(model, dtype=profile.dtype)
-    return [
-        Check(name, ok, sentence) for name, ok, sentence in profile.placement().report(described)
-    ]
+    return profile.placement().report(described)
 
 
 def _versions() -> list[Check]:
-    from confreg.results.provenance import versions
+    from confreg.sweep.provenance import versions
 
     found = []
     for name, version in versions().items():

@@ -279,9 +279,9 @@ class _Ablation:
         layer, watched = self._layer(start), None
         if self.watched is axis or self.watched is self.assumed:
             if self.activations:
-                watched = torch.from_numpy(axis.neurons.index[start:stop].copy())  # type: ignore[attr-defined]
+                watched = _indices(axis, start, stop)
         elif self.watched is not None and (self.changes or (self.activations and start == 0)):
-            watched = torch.from_numpy(self.watched.neurons.index.copy())  # type: ignore[attr-defined]
+            watched = _indices(self.watched, 0, len(self.watched))
         changes = ("all" if self.activations else "sums") if self.changes else None
         return fx.Unit(
             text,
@@ -310,7 +310,7 @@ class _Ablation:
         import torch
 
         if self.shared and self.to is not None:
-            index = torch.from_numpy(axis.neurons.index[start:stop].copy())  # type: ignore[attr-defined]
+            index = _indices(axis, start, stop)
             over = torch.from_numpy(self.to.over[spans["token"]].copy())
             kind = self.to.ablation
             return fx.ReplaceByOwn(index, kind.kind, kind.value, text.positions, over)
@@ -335,6 +335,13 @@ class _Ablation:
         if any(engine in CLOSED_FORMS for engine in self.engines.values()):
             found.append(_errors(self.study.options.tolerance))
         return found
+
+
+def _indices(axis: Any, start: int, stop: int) -> Any:
+    """Indices in their layer of a span of neurons, as a tensor."""
+    import torch
+
+    return torch.from_numpy(axis.neurons.index[start:stop].copy())
 
 
 def choose(wanted: str, edits: Any, effects: Sequence[fx.Effect], last: bool) -> str:
@@ -363,8 +370,9 @@ def choose(wanted: str, edits: Any, effects: Sequence[fx.Effect], last: bool) ->
         return fitting if wanted == "auto" else wanted
     if getattr(edits, "writes", None) is None:
         raise ConfregError(
-            f"Engine {wanted!r} is algebra of the last layer, for edits that say what they write to "
-            f"the residual stream; {type(edits).__name__} does not: use --engine forward (or auto)."
+            f"Engine {wanted!r} is algebra of the last layer, for edits that say what they write "
+            f"to the residual stream; {type(edits).__name__} does not: use "
+            "--engine forward (or auto)."
         )
     if not last:
         raise ConfregError(

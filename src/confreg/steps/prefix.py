@@ -99,7 +99,8 @@ def prefix_scores(
         most=most,
         name="prefix scores",
         here_only="Heads are scored by their attention patterns, and a server's attention returns "
-        "none: name the heads, -p heads=5.1,7.2, for instance those that a run elsewhere has found.",
+        "none: name the heads, -p heads=5.1,7.2, for instance those that a run elsewhere has "
+        "found.",
     )
 
     def scores(ds: xr.Dataset) -> dict[str, Any]:

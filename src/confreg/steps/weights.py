@@ -28,15 +28,17 @@ def weight_statistics(
     """How the neurons' output weights meet the unembedding.
 
     Gives ``w_out_norm``, ``logit_var``, ``null_fraction (neuron)``, ``singular_value (component)``,
-    the number ``null_dims``, and what ρ a random direction has: ``null_fraction_chance`` on average,
-    and ``null_fraction_chance_max`` for the largest of as many directions as there are neurons.
+    the number ``null_dims``, and what ρ a random direction has: ``null_fraction_chance`` on
+    average, and ``null_fraction_chance_max`` for the largest of as many directions as there are
+    neurons.
 
     Parameters
     ----------
     study : Study
     neurons : NeuronAxis
     null_dims : int, optional
-        k of ρ; by default where the spectrum drops, see `confreg.effects.weights.choose_null_dims`.
+        k of ρ; by default where the spectrum drops, see `choose_null_dims` of
+        `confreg.effects.weights`.
     centre_vocabulary : bool
         Take the mean row off every row of the unembedding, which softmax does not see.
     """

@@ -93,8 +93,8 @@ class Store:
         schema = str(root.attrs[SCHEMA_ATTRIBUTE])
         if schema.split(".")[0] != VERSION.split(".")[0]:
             raise ConfregError(
-                f"The store {str(path)!r} has schema {schema}: it can be opened, and not be gone on "
-                f"with, since this confreg writes {VERSION}. Write to another --out."
+                f"The store {str(path)!r} has schema {schema}: it can be opened, and not be gone "
+                f"on with, since this confreg writes {VERSION}. Write to another --out."
             )
         before = json.loads(str(root.attrs[CONFIGURATION]))
         now = json.loads(json.dumps(configuration))
@@ -197,7 +197,7 @@ class Store:
     def lay_out_derivation(
         self, item: Derivation, name: str, axes: Mapping[str, Axis], size: int
     ) -> list[tuple[int, int]]:
-        """Make the arrays of a derivation, and say in which spans of `Derivation.by` it is computed.
+        """Make the arrays of a derivation, and say in which spans it is computed.
 
         Those are of ``size`` entries, or as they were when it was begun.
         """

@@ -5,15 +5,15 @@ Every table made here has these marks beside its other labels, each (T,):
 occurrence
     0 in a repeated text's first occurrence, 1 in its second; -1 outside: int64.
 aligned
-    Position from the beginning of the occurrence, -1 outside: int64. Tokens of one sequence with the
-    same ``aligned`` are the same token.
+    Position from the beginning of the occurrence, -1 outside: int64. Tokens of one sequence with
+    the same ``aligned`` are the same token.
 matched
     Whether the text goes on after the second occurrence as it did after the first, bool: one value
     for a sequence's occurrences, True where a whole piece is repeated, False outside.
 compared
     Whether the token counts in means over an occurrence, bool: it is in one, with a next token that
-    belongs to it, its position is 3 or more, and neither of the two is special. The table's ``keep``
-    are those of the second occurrence.
+    belongs to it, its position is 3 or more, and neither of the two is special. The table's
+    ``keep`` are those of the second occurrence.
 
 For example::
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
+from confreg.checks import Check
 from confreg.errors import ConfregError
 from confreg.places.ndif.http import Server
+from confreg.places.ndif.identity import api_key
 from confreg.places.profiles import NdifProfile
-
-if TYPE_CHECKING:
-    from confreg.places.doctor import Check
 
 # What a difference between client and server means, by package.
 _MEANING = {
@@ -35,25 +34,21 @@ def check(profile: NdifProfile, model: str) -> list[Check]:
     model : str
         As for `confreg.models.load`.
     """
-    from confreg.places.doctor import Check
-
-    found = []
+    found: list[Check] = []
     try:
-        for name, ok, sentence in _look(profile, model):
-            found.append(Check(name, ok, sentence))
+        for one in _look(profile, model):  # not `extend`: what was found before an error counts
+            found.append(one)
     except ConfregError as error:
         found.append(Check("server", False, str(error)))
     return found
 
 
-def _look(profile: NdifProfile, model: str) -> Iterator[tuple[str, bool, str]]:
-    from confreg.places.ndif.client import api_key
-
+def _look(profile: NdifProfile, model: str) -> Iterator[Check]:
     key = api_key()
     server = Server(profile, key)
     try:
         server.get("/ping", seconds=min(30.0, profile.deadline))
-        yield "server", True, f"{server.host} answers, and the profile trusts its results"
+        yield Check("server", True, f"{server.host} answers, and the profile trusts its results")
         yield _key(server, key)
         server.get("/connected")
         deployments = server.get("/status", seconds=70)["deployments"]
@@ -63,16 +58,16 @@ def _look(profile: NdifProfile, model: str) -> Iterator[tuple[str, bool, str]]:
         server.close()
 
 
-def _key(server: Server, key: str | None) -> tuple[str, bool, str]:
+def _key(server: Server, key: str | None) -> Check:
     owner = server.get("/whoami")
     if owner.get("email"):
-        return "key", True, f"accepted, as {owner['email']}"
+        return Check("key", True, f"accepted, as {owner['email']}")
     # A server without authentication knows nobody, and needs no key.
     optional = not _is_public(server.host)
     if key is None:
         hint = "" if optional else "; set NDIF_API_KEY or run `nnsight login`"
-        return "key", optional, f"none{hint}"
-    return "key", optional, f"there is one, which {server.host} does not know"
+        return Check("key", optional, f"none{hint}")
+    return Check("key", optional, f"there is one, which {server.host} does not know")
 
 
 def _is_public(host: str) -> bool:
@@ -80,9 +75,7 @@ def _is_public(host: str) -> bool:
     return (urlsplit(host).hostname or "").endswith("ndif.us")
 
 
-def _model(
-    deployments: Mapping[str, Mapping[str, Any]], model: str, profile: NdifProfile
-) -> tuple[str, bool, str]:
+def _model(deployments: Mapping[str, Mapping[str, Any]], model: str, profile: NdifProfile) -> Check:
     from confreg.models.sources import locate
 
     source = locate(model)
@@ -95,15 +88,17 @@ def _model(
     running = [d for d in found if d.get("application_state") == "RUNNING"]
     if not running:
         state = found[0].get("application_state", "known") if found else "not deployed"
-        return model, True, f"{state}; the server deploys it when it is first asked for, if it can"
+        sentence = f"{state}; the server deploys it when it is first asked for, if it can"
+        return Check(model, True, sentence)
     dtype = running[0].get("dtype") or "a dtype that the server does not tell"
     sentence = f"runs there in {dtype}, on {len(running)} replica{'s' * (len(running) > 1)}"
     if profile.dtype and running[0].get("dtype") not in (None, profile.dtype):
-        return model, False, f"{sentence}, and the profile says {profile.dtype}: change its dtype"
-    return model, True, sentence
+        sentence += f", and the profile says {profile.dtype}: change its dtype"
+        return Check(model, False, sentence)
+    return Check(model, True, sentence)
 
 
-def _versions(there: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
+def _versions(there: Mapping[str, Any]) -> Iterator[Check]:
     packages = there.get("packages", {})
     for name, meaning in _MEANING.items():
         here, remote = _installed(name), packages.get(name, "unknown")
@@ -111,11 +106,11 @@ def _versions(there: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
         # Two patch releases of nnsight 0.8 understand each other; so do versions of torch.
         ok = same or name == "torch" or _release(here)[:2] == _release(remote)[:2]
         note = "" if same else f": {meaning}" if name == "torch" or not ok else _PATCH
-        yield f"{name}", ok, f"{here} here, {remote} there{note}"
+        yield Check(name, ok, f"{here} here, {remote} there{note}")
     python = str(there.get("python_version", "unknown")).split()[0]
     here = platform.python_version()
     note = "" if python == here else "; blocks travel as source, so that is well"
-    yield "python", True, f"{here} here, {python} there{note}"
+    yield Check("python", True, f"{here} here, {python} there{note}")
 
 
 def _installed(name: str) -> str:

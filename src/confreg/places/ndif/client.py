@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import copy
 import functools
-import io
-import json
-import sys
+import hashlib
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from nnsight.intervention.backends.remote import RemoteBackend
 from nnsight.schema.request import RequestModel
 
 from confreg.errors import ConfregError
+from confreg.places.ndif import watch
 from confreg.places.ndif.faults import (
     DeadlineExceeded,
     Interrupted,
@@ -31,33 +30,16 @@ from confreg.places.ndif.faults import (
     Transient,
     job_failure,
 )
-from confreg.places.ndif.http import Deadline, Server, Subscription, is_loopback, too_large
+from confreg.places.ndif.http import Deadline, Server, Subscription, too_large
+from confreg.places.ndif.identity import api_key, identify
 from confreg.places.ndif.journal import Job, Journal
+from confreg.places.ndif.travel import load_result, register_beside, register_shipped
 from confreg.places.profiles import NdifProfile
 
 if TYPE_CHECKING:
     from nnsight.tracing.tracer import Tracer
 
     from confreg.models import Model
-
-# A job of which the server has said nothing for so long was lost before it was queued.
-LOST_AFTER = 60.0
-
-# Parts of confreg that a block may call: shipped with the request, as source.
-SHIPPED = ("confreg.effects",)
-
-
-def model_key(repository: str, revision: str | None = None) -> str:
-    """What NDIF calls a model that generates text.
-
-    Parameters
-    ----------
-    repository : str
-        Hub id, or a folder that the server sees under the same path.
-    revision : str, optional
-    """
-    identity = {"repo_id": repository, "revision": revision, "task": "text-generation"}
-    return f"nnsight.modeling.transformers.TransformersModel:{json.dumps(identity)}"
 
 
 class _Envelope(RequestModel):
@@ -77,8 +59,9 @@ class Client:
     profile : NdifProfile
     model : Model
         Loaded without weights.
-    journal : Path
-        File beside the store.
+    journal : Journal or Path
+        Of the store's jobs, or the file that keeps it. Clients of several models share one
+        journal, and may use the same keys.
     report : callable, optional
         Called with one line for whatever a user may want to know while jobs run.
 
@@ -93,24 +76,24 @@ class Client:
         self,
         profile: NdifProfile,
         model: Model,
-        journal: Path,
+        journal: Journal | Path,
         report: Callable[[str], None] | None = None,
     ):
-        import nnsight
-
         key = api_key()
         self.profile, self.model = profile, model
         self.server = Server(profile, key)
         self.key = key
-        self.journal = Journal(journal)
+        self.journal = journal if isinstance(journal, Journal) else Journal(journal)
         self.report = report or (lambda line: None)
         self.identity = identify(model, profile)
+        # Tells this model's jobs from another's under one key of one journal.
+        self.mark = hashlib.sha256(self.identity.encode()).hexdigest()[:8]
+        self.watch = watch.Watch()
         self.environment = model.nn._remoteable_get_env()
         self.stopping = threading.Event()
         # Serialising touches the model's modules, which all threads share.
         self.serialising = threading.Lock()
-        for module in SHIPPED:
-            nnsight.register(module)
+        register_shipped()
 
     def __enter__(self) -> Client:
         """Return itself."""
@@ -129,7 +112,8 @@ class Client:
         Parameters
         ----------
         key : str
-            Names the unit in the journal. The same key must mean the same work.
+            Names the unit in the journal. The same key must mean the same work, and each unit
+            asks for its model once: its traces are told apart by their order.
         """
         remote = copy.copy(self.model)
         # As in `Model`: a partial, because nnsight reads the frame of whoever calls it.
@@ -201,23 +185,28 @@ class Client:
             ) from error
 
     def _once(self, key: str, serialise: Callable[[], bytes]) -> dict[str, Any]:
-        job = self.journal.job(key)
-        if job is not None and job.polled:
-            return self._collect_known(key, job)
+        if jobs := self.journal.jobs(key):
+            return self._collect_known(key, jobs, serialise)
         if self.profile.blocking:
             return self._subscribe(key, serialise())
         deadline = Deadline(self.profile.deadline)
         job = self._submit(key, serialise(), deadline)
-        return self._poll(key, job, deadline)
+        return self._collect(key, [job], serialise, deadline)
 
-    def _collect_known(self, key: str, job: Job) -> dict[str, Any]:
-        """Collect a job of an earlier attempt or run; give it up when its time is over."""
-        left = job.submitted + self.profile.deadline - time.time()
-        deadline = Deadline(max(left, LOST_AFTER / 4))
+    def _collect_known(
+        self, key: str, jobs: list[Job], serialise: Callable[[], bytes]
+    ) -> dict[str, Any]:
+        """Collect jobs of an earlier attempt or run; give them up when their time is over."""
+        for job in jobs:
+            self.watch.begin(job.id)
+        left = jobs[-1].submitted + self.profile.deadline - time.time()
+        # The clock may have been set meanwhile.
+        deadline = Deadline(min(max(left, watch.LOST_AFTER / 4), self.profile.deadline))
         try:
-            return self._poll(key, job, deadline)
+            return self._collect(key, jobs, serialise, deadline)
         except DeadlineExceeded as error:
-            self.journal.failed(key, job.id, str(error))
+            for job in self.journal.jobs(key):
+                self.journal.failed(key, job.id, str(error))
             raise Transient(str(error)) from error
 
     def _submit(self, key: str, blob: bytes, deadline: Deadline, session: str = "") -> Job:
@@ -229,30 +218,77 @@ class Client:
             trusted=False if self.profile.sandbox else None,
         )
         answer = self.server.submit(envelope.metadata(), blob, deadline)
+        self.watch.begin(answer["id"])
         return self.journal.submitted(key, answer["id"], len(blob), polled=not session)
 
-    def _poll(self, key: str, job: Job, deadline: Deadline) -> dict[str, Any]:
-        """Ask for a job's status until it has ended or the deadline is over."""
+    def _collect(
+        self, key: str, jobs: list[Job], serialise: Callable[[], bytes], deadline: Deadline
+    ) -> dict[str, Any]:
+        """The first result of jobs that do the same work; one more is submitted when in doubt.
+
+        Parameters
+        ----------
+        key : str
+        jobs : list of Job
+            Oldest first; changed.
+        serialise : callable
+            Makes the request's body, should it be needed again.
+        deadline : Deadline
+            Of all of them together.
+        """
         heard, status, wait = time.monotonic(), "not known to the server", self.profile.poll
+        copies = 0
         while deadline.left():
-            try:
-                answer = self.server.response(job.id, deadline)
-            except Transient as error:
-                # No news of the job: it may be doing well behind a server that cannot be reached.
-                status = str(error)
-                if time.monotonic() - heard > 2 * LOST_AFTER:
-                    raise
-            else:
+            for job in list(jobs):
+                try:
+                    answer = self.server.response(job.id, deadline)
+                except Transient as error:
+                    # No news of the job: it may be doing well behind a server that is away.
+                    status = str(error)
+                    self.watch.unheard(job.id)
+                    if time.monotonic() - heard > 2 * watch.LOST_AFTER:
+                        raise
+                    continue
+                heard = time.monotonic()
+                self.watch.heard(job.id, answer)
                 if answer is not None:
-                    heard, status = time.monotonic(), f"{answer['status']}"
-                    if self._ended(key, job, answer):
-                        return self._fetch(key, job, answer, deadline)
-                elif time.monotonic() - heard > LOST_AFTER:
-                    self.journal.failed(key, job.id, "lost")
-                    raise Transient(f"{self.server.host} lost job {job.id}.")
+                    status = f"{answer['status']}"
+                    if (result := self._result(key, jobs, job, answer, deadline)) is not None:
+                        return result
+            reason = self.watch.doubt(jobs[-1].id, copies)
+            if reason and copies < self.profile.retries:
+                self._say_lost(key, jobs[-1], reason)
+                jobs.append(self._submit(key, serialise(), deadline))
+                copies, wait = copies + 1, self.profile.poll
             self.pause(min(wait, deadline.left()))
             wait = min(wait * 1.2, 10 * self.profile.poll)
-        raise self._late(job, status)
+        raise self._late(jobs[-1], status)
+
+    def _result(
+        self, key: str, jobs: list[Job], job: Job, answer: Mapping[str, Any], deadline: Deadline
+    ) -> dict[str, Any] | None:
+        """A job's result, if it has ended; one that failed for no fault of its own is left out.
+
+        Raises
+        ------
+        ConfregError
+            It has failed, and so will the others, or there are none.
+        """
+        try:
+            if self._ended(key, job, answer):
+                return self._fetch(key, job, answer, deadline)
+        except Transient:
+            if len(jobs) == 1:
+                raise
+            jobs.remove(job)
+        return None
+
+    def _say_lost(self, key: str, job: Job, reason: str) -> None:
+        self.journal.doubted(key, job.id, reason)
+        self.report(
+            f"{self.server.host} seems to have lost job {job.id} ({reason}). Submitting {key} "
+            "again; the first result counts."
+        )
 
     def _subscribe(self, key: str, blob: bytes) -> dict[str, Any]:
         """Submit a job and wait for it on a websocket."""
@@ -261,18 +297,34 @@ class Client:
         try:
             job = self._submit(key, blob, deadline, socket.session)
             status = "RECEIVED"
-            while (message := socket.receive(self.stopping)) is not None:
+            while deadline.left():
+                self.pause(0)
+                message = socket.receive(min(0.5, deadline.left()))
+                if message is None:
+                    self._give_up_if_lost(key, job)
+                    continue
                 if isinstance(message, bytes):
                     if len(message) > self.profile.max_result:
                         raise self._refuse(key, job, len(message))
                     message = RemoteBackend.parse(message).model_dump(mode="python")
                 status = message["status"]
+                self.watch.heard(job.id, message)
                 if self._ended(key, job, message):
                     return self._fetch(key, job, message, deadline)
-            self.pause(0)
             raise self._late(job, str(status))
         finally:
             socket.close()
+
+    def _give_up_if_lost(self, key: str, job: Job) -> None:
+        """Give up a job that reports on a websocket, which is all that is heard of it.
+
+        Raises
+        ------
+        Transient
+        """
+        if reason := self.watch.doubt(job.id):
+            self.journal.failed(key, job.id, f"lost: {reason}")
+            raise Transient(f"{self.server.host} seems to have lost job {job.id} ({reason}).")
 
     def _ended(self, key: str, job: Job, answer: Mapping[str, Any]) -> bool:
         """Whether a job has its result; raise if it has failed."""
@@ -295,7 +347,7 @@ class Client:
             self.journal.failed(key, job.id, str(error))
             raise
         result = load_result(body)
-        self.journal.collected(key, job.id, len(body), (answer.get("meta") or {}).get("runtime"))
+        self.journal.collected(key, job.id, len(body), _seconds(answer))
         return result
 
     def _refuse(self, key: str, job: Job, size: int) -> TooLarge:
@@ -337,7 +389,7 @@ class JobBackend(RemoteBackend):
     def __call__(self, tracer: Tracer | None = None) -> dict[str, Any]:
         """Run a captured block on the server and put what it saved into the caller's frame."""
         assert tracer is not None
-        key = f"{self.unit}/{self.count}"
+        key = f"{self.unit}/{self.client.mark}-{self.count}"
         self.count += 1
         result = self.client.run(key, lambda: self._blob(tracer))
         self._push(result, tracer)
@@ -350,75 +402,9 @@ class JobBackend(RemoteBackend):
             return self._serialize(tracer)
 
 
-def register_beside(filename: str) -> None:
-    """Let modules that lie in a recipe's folder travel with its blocks, as source."""
-    import nnsight
-
-    folder = Path(filename).resolve().parent
-    for name, module in list(sys.modules.items()):
-        path = getattr(module, "__file__", None)
-        # A package's modules are registered with the package.
-        if path and "." not in name and name != "__main__" and _lies_in(Path(path), folder):
-            nnsight.register(name)
-
-
-def _lies_in(path: Path, folder: Path) -> bool:
-    own = path.parent if path.name == "__init__.py" else path
-    return own.parent.resolve() == folder
-
-
-def load_result(body: bytes) -> dict[str, Any]:
-    """What a block saved, from the bytes that a server returned.
-
-    Tensors, numbers, strings and containers of them are read without running code. Anything
-    else is a pickle, which a profile's ``trusted`` has allowed.
-
-    Raises
-    ------
-    Transient
-        The bytes are not a result: they were cut short.
-    """
-    import pickle
-
-    import torch
-    import zstandard
-
-    try:
-        data = zstandard.ZstdDecompressor().decompress(body)
-        try:
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
-    except (zstandard.ZstdError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise Transient(f"A result of {len(body)} bytes cannot be read: {error}") from error
-
-
-def identify(model: Model, profile: NdifProfile) -> str:
-    """Key by which a server knows a model.
-
-    Raises
-    ------
-    ConfregError
-        The model is a folder of this machine, and the server another machine.
-    """
-    from nnsight.modeling import huggingface
-
-    name = model.nn.repo_id
-    if Path(name).is_dir():
-        if not is_loopback(urlsplit(profile.host).hostname or ""):
-            raise ConfregError(
-                f"{model.name} is a folder of this machine, which {profile.host} cannot read. "
-                "Name a model on the Hugging Face Hub."
-            )
-        huggingface._ID_CACHE[name] = name
-    try:
-        return model.nn.to_model_key()
-    except OSError:  # the Hub cannot be reached: the id is taken as it was written
-        return model_key(name, model.nn.revision)
-
-
-def api_key() -> str | None:
-    """The NDIF key: NDIF_API_KEY, or what ``nnsight login`` stored. Never from a profile."""
-    from nnsight.schema.config import CONFIG
-
-    return CONFIG.API.APIKEY or None
+def _seconds(answer: Mapping[str, Any]) -> float | None:
+    """How long a job ran, where the server says something that can be a duration."""
+    seconds = (answer.get("meta") or {}).get("runtime")
+    if isinstance(seconds, int | float) and 0 <= seconds < math.inf:
+        return float(seconds)
+    return None

@@ -6,7 +6,6 @@ import ipaddress
 import json
 import socket
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -240,7 +239,7 @@ class Subscription:
         import websocket
 
         scheme, _, rest = server.base.partition("://")
-        self._server, self._deadline = server, deadline
+        self._server = server
         try:
             self._socket = websocket.create_connection(
                 f"{'wss' if scheme == 'https' else 'ws'}://{rest}/subscribe",
@@ -252,31 +251,33 @@ class Subscription:
         except (OSError, ValueError, KeyError, websocket.WebSocketException) as error:
             raise Transient(f"{server.host} cannot be reached: {_reason(error)}.") from error
 
-    def receive(self, stop: threading.Event) -> Any:
-        """The next status update: a mapping, or bytes that hold a result.
+    def receive(self, seconds: float) -> Any:
+        """The next status update: a mapping, or bytes that hold a result; None if none came.
+
+        Parameters
+        ----------
+        seconds : float
+            How long to wait for it.
 
         Raises
         ------
         Transient
             The connection ended.
-        DeadlineExceeded
         """
         import websocket
 
-        self._socket.settimeout(0.5)
-        while self._deadline.left() and not stop.is_set():
-            try:
-                message = self._socket.recv()
-            except websocket.WebSocketTimeoutException:
-                continue
-            except (OSError, websocket.WebSocketException) as error:
-                raise Transient(
-                    f"{self._server.host} closed the connection: {_reason(error)}."
-                ) from error
-            if not message:
-                raise Transient(f"{self._server.host} closed the connection.")
-            return message if isinstance(message, bytes) else json.loads(message)
-        return None
+        self._socket.settimeout(seconds)
+        try:
+            message = self._socket.recv()
+        except websocket.WebSocketTimeoutException:
+            return None
+        except (OSError, websocket.WebSocketException) as error:
+            raise Transient(
+                f"{self._server.host} closed the connection: {_reason(error)}."
+            ) from error
+        if not message:
+            raise Transient(f"{self._server.host} closed the connection.")
+        return message if isinstance(message, bytes) else json.loads(message)
 
     def close(self) -> None:
         """Close the connection."""

@@ -6,14 +6,18 @@ had submitted, and collects them by id instead of paying for them twice.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from confreg.sweep.place import Cost
 
 
 @dataclass(frozen=True)
@@ -26,37 +30,10 @@ class Job:
         The server's.
     submitted : float
         When, in seconds since the epoch.
-    polled : bool
-        Whether its result can be fetched by id; else it came, or did not, on a websocket.
     """
 
     id: str
     submitted: float
-    polled: bool
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a job whose result was collected has cost.
-
-    Attributes
-    ----------
-    id, key : str
-        The server's, and the unit's.
-    bytes_up, bytes_down : int
-        Size of the request and of the result, as sent.
-    seconds : float
-        Execution time that the server reported; NaN where it did not.
-    waited : float
-        Seconds from submission to result.
-    """
-
-    id: str
-    key: str
-    bytes_up: int
-    bytes_down: int
-    seconds: float
-    waited: float
 
 
 def journal_path(store: Path) -> Path:
@@ -67,6 +44,8 @@ def journal_path(store: Path) -> Path:
 class Journal:
     """Jobs by unit of work. Safe for several threads; for one process at a time.
 
+    Several clients may share one, each with keys of its own.
+
     Parameters
     ----------
     path : Path
@@ -76,16 +55,17 @@ class Journal:
     def __init__(self, path: Path):
         self.path = path
         self._lock = threading.Lock()
-        self._open: dict[str, Job] = {}
+        self._open: dict[str, list[Job]] = {}
         self._up: dict[str, tuple[int, float]] = {}
         self._costs: dict[str, Cost] = {}
         for record in self._read():
-            self._apply(record)
+            with contextlib.suppress(KeyError, TypeError):  # a line that is not one of ours
+                self._apply(record)
 
-    def job(self, key: str) -> Job | None:
-        """The job that may still answer for a unit, if there is one."""
+    def jobs(self, key: str) -> list[Job]:
+        """Jobs that may still answer for a unit and can be asked for by id, oldest first."""
         with self._lock:
-            return self._open.get(key)
+            return list(self._open.get(key, ()))
 
     def keys(self, prefix: str) -> list[str]:
         """Units whose jobs may still answer and whose keys begin with ``prefix``."""
@@ -93,13 +73,27 @@ class Journal:
             return [key for key in self._open if key.startswith(prefix)]
 
     def submitted(self, key: str, job: str, bytes_up: int, polled: bool = True) -> Job:
-        """Write down that a job was submitted for a unit."""
+        """Write down that a job was submitted for a unit, the first or a further one.
+
+        Parameters
+        ----------
+        key, job : str
+            The unit's key, and the server's id.
+        bytes_up : int
+            Size of the request.
+        polled : bool
+            Whether its result can be fetched by id; else it comes, or does not, on a websocket.
+        """
         event = {"event": "submitted", "key": key, "job": job}
-        self._write({**event, "bytes_up": bytes_up, "polled": polled})
-        return self._open[key]
+        record = self._write({**event, "bytes_up": bytes_up, "polled": polled})
+        return Job(job, record["at"])
+
+    def doubted(self, key: str, job: str, reason: str) -> None:
+        """Write down that a job seems lost. It may still answer."""
+        self._write({"event": "doubted", "key": key, "job": job, "reason": reason})
 
     def collected(self, key: str, job: str, bytes_down: int, seconds: float | None) -> None:
-        """Write down that a job's result arrived, and what it cost."""
+        """Write down that a job's result arrived, and what it cost; others are not awaited."""
         self._write(
             {
                 "event": "collected",
@@ -123,23 +117,19 @@ class Journal:
         with self._lock:
             return list(self._costs.values())
 
-    def submissions(self) -> int:
-        """Jobs that were submitted, those included that failed or were lost."""
-        with self._lock:
-            return len(self._up)
-
-    def _write(self, record: dict[str, Any]) -> None:
+    def _write(self, record: dict[str, Any]) -> dict[str, Any]:
         record = {"at": round(time.time(), 3), **record}
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as file:
+            line = json.dumps(record).encode() + b"\n"
+            with self.path.open("ab", buffering=0) as file:
                 # A process that was killed while writing leaves half a line: begin a new one.
                 if file.tell() and not self._ends_with_newline():
-                    file.write(b"\n")
-                file.write(json.dumps(record).encode() + b"\n")
-                file.flush()
+                    line = b"\n" + line
+                file.write(line)  # at once, so that two journals of one file mix no lines
                 os.fsync(file.fileno())
             self._apply(record)
+        return record
 
     def _ends_with_newline(self) -> bool:
         with self.path.open("rb") as file:
@@ -160,10 +150,14 @@ class Journal:
     def _apply(self, record: dict[str, Any]) -> None:
         key, event, job = record["key"], record["event"], record.get("job", "")
         if event == "submitted":
-            self._open[key] = Job(job, record["at"], record["polled"])
             self._up[job] = (record["bytes_up"], record["at"])
-        elif event == "collected" and job not in self._costs:
-            size, at = self._up[job]
+            if record["polled"]:
+                self._open.setdefault(key, []).append(Job(job, record["at"]))
+        elif event == "collected":
+            self._keep(key, lambda each: each.id == job)
+            if job in self._costs:
+                return
+            size, at = self._up.get(job, (0, record["at"]))
             seconds = record["server_seconds"]
             self._costs[job] = Cost(
                 id=job,
@@ -173,5 +167,12 @@ class Journal:
                 seconds=math.nan if seconds is None else seconds,
                 waited=record["at"] - at,
             )
-        elif event in ("stored", "failed"):
+        elif event == "failed":
+            self._keep(key, lambda each: each.id != job)
+        elif event == "stored":
             self._open.pop(key, None)
+
+    def _keep(self, key: str, wanted: Callable[[Job], bool]) -> None:
+        left = [job for job in self._open.pop(key, ()) if wanted(job)]
+        if left:
+            self._open[key] = left

@@ -49,8 +49,8 @@ class Ndif:
     def __init__(self, profile: NdifProfile, options: Options, model: Network) -> None:
         if not model.is_language_model:
             raise ConfregError(
-                f"{model.name} is made here, and a server has only language models that it can load: "
-                "use --profile memory."
+                f"{model.name} is made here, and a server has only language models that it can "
+                "load: use --profile memory."
             )
         self.profile, self.options, self.model = profile, options, model
         self.budget = Budget(

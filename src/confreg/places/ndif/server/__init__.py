@@ -135,9 +135,9 @@ def up(
             "`confreg ndif down` ends it."
         )
     redis = environment.redis_server()
-    built = environment.build()
     if device == "auto":
         device = "cuda" if _has_gpu() else "cpu"
+    built = environment.build(gpu=device == "cuda")
     shutil.rmtree(folder / "logs", ignore_errors=True)
     (folder / "logs").mkdir(parents=True)
     (folder / "state.json").unlink(missing_ok=True)
@@ -257,7 +257,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _model_key(name: str) -> str:
     from confreg.models.sources import locate
-    from confreg.places.ndif.client import model_key
+    from confreg.places.ndif.identity import model_key
 
     source = locate(name)
     return model_key(source.path, None if source.local else source.revision)

@@ -13,12 +13,15 @@ import os
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from confreg.errors import ConfregError
+from confreg.places.ndif.server.telling import Teller
 
 PYTHONS = ("3.12", "3.13")
 
@@ -33,6 +36,8 @@ PINS = (
 )
 
 _COMPLETE = "complete.json"
+# PyTorch's documented index of builds without CUDA.
+_TORCH_CPU = "https://download.pytorch.org/whl/cpu"
 
 
 @dataclass(frozen=True)
@@ -130,73 +135,130 @@ def _version(python: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def existing() -> Environment | None:
-    """The environment, where it has been built already."""
+def existing(gpu: bool = True) -> Environment | None:
+    """The environment, where it has been built already.
+
+    Parameters
+    ----------
+    gpu : bool
+        Whether it must be able to use a GPU; an environment that can serves both.
+    """
     for version in PYTHONS:
-        environment = Environment(_folder(version), version)
-        if (environment.folder / _COMPLETE).is_file() and environment.python.exists():
-            return environment
+        for cpu_only in (False, True) if not gpu else (False,):
+            environment = Environment(_folder(version, cpu_only), version)
+            if (environment.folder / _COMPLETE).is_file() and environment.python.exists():
+                return environment
     return None
 
 
-def build() -> Environment:
-    """Return the environment, building it the first time (minutes, 6 GB with CUDA's torch).
+def build(gpu: bool = True) -> Environment:
+    """Return the environment, building it the first time.
 
-    pip's own settings count: with ``PIP_EXTRA_INDEX_URL`` naming an index that has CPU builds
-    of torch, the environment is a fifth of the size.
+    With ``uv`` where that is installed, else with pip, whose own settings count. Without a GPU
+    torch comes from PyTorch's index of CPU builds, where that can be reached: the environment is
+    a third of the size. ``CONFREG_TORCH_INDEX`` names another such index, or, empty, none.
+
+    Parameters
+    ----------
+    gpu : bool
+        Whether models will be on GPUs.
 
     Raises
     ------
     ConfregError
-        No Python, or pip failed: its last lines and where its log is.
+        No Python, or the installation failed: its last lines and where its log is.
     """
-    if (found := existing()) is not None:
+    if (found := existing(gpu)) is not None:
         return found
     python, version = find_python()
-    environment = Environment(_folder(version), version)
+    index = None if gpu else _cpu_index()
+    environment = Environment(_folder(version, cpu_only=index is not None), version)
     environment.folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(_beside(environment.folder, "lock")):
-        if existing() is None:  # else another process built it while this one waited
-            _install(python, environment)
+        if existing(gpu) is None:  # else another process built it while this one waited
+            _install(python, environment, index)
     return environment
 
 
-def _install(python: str, environment: Environment) -> None:
-    folder = environment.folder
-    log = _beside(folder, "log")
-    shutil.rmtree(folder, ignore_errors=True)
-    print(
-        f"confreg: building the NDIF server's environment in {folder}, once; "
-        f"this takes minutes (log: {log}) ...",
-        file=sys.stderr,
-        flush=True,
-    )
-    with log.open("w") as output:
-        for command in (
-            [python, "-m", "venv", str(folder)],
-            [str(environment.python), "-m", "pip", "install", "--disable-pip-version-check", *PINS],
-        ):
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                check=False,
+def _cpu_index() -> str | None:
+    """An index that has CPU builds of torch, if there is one that answers."""
+    index = os.environ.get("CONFREG_TORCH_INDEX", _TORCH_CPU)
+    if not index:
+        return None
+    try:
+        with urllib.request.urlopen(f"{index.rstrip('/')}/torch/", timeout=10):
+            return index
+    except (OSError, ValueError):
+        return None
+
+
+def _install(python: str, environment: Environment, index: str | None) -> None:
+    folder, log = environment.folder, _beside(environment.folder, "log")
+    size = "2 GB, with torch for CPUs" if index else "6 GB, most of it torch for CUDA"
+    with Teller() as teller, log.open("w") as output:
+        teller.say(
+            f"Building the NDIF server's environment in {folder}, once: about {size}. It takes 3 "
+            f"minutes on a quick machine and line, up to 30 on a busy one (log: {log})."
+        )
+        ways = list(_ways(python, folder, index))
+        for number, commands in enumerate(ways, 1):
+            shutil.rmtree(folder, ignore_errors=True)
+            if all(_run(command, output, teller) for command in commands):
+                break
+            if number < len(ways):
+                teller.say(f"{Path(commands[0][0]).name} could not; trying with pip.")
+        else:
+            tail = " ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
+            raise ConfregError(
+                f"Could not build the NDIF server's environment: {tail} (log: {log})"
             )
-            if done.returncode:
-                tail = " ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
-                raise ConfregError(
-                    f"Could not build the NDIF server's environment: {tail} (log: {log})"
-                )
     # Written last and in one step: an interrupted installation is never taken for a whole one.
     marker = folder / (_COMPLETE + ".part")
     marker.write_text(json.dumps({"python": environment.version, "pins": PINS}))
     marker.replace(folder / _COMPLETE)
 
 
-def _folder(version: str) -> Path:
+def _ways(python: str, folder: Path, index: str | None) -> Iterator[list[list[str]]]:
+    """Commands that make the environment, the quickest way first."""
+    target = str(folder / "bin" / "python")
+    more = [] if index is None else ["--extra-index-url", index]
+    if uv := shutil.which("uv"):
+        # By default uv takes all that the extra index has from there, in whatever version.
+        best = ["--index-strategy", "unsafe-best-match"]
+        yield [
+            [uv, "venv", "--python", python, str(folder)],
+            [uv, "pip", "install", "--python", target, *best, *more, *PINS],
+        ]
+    pip = [target, "-m", "pip", "install", "--disable-pip-version-check"]
+    yield [[python, "-m", "venv", str(folder)], [*pip, *more, *PINS]]
+
+
+def _run(command: list[str], output: TextIO, teller: Teller) -> bool:
+    """Run a command, write down what it says, and tell of each package; whether it succeeded."""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            output.write(line)
+            output.flush()
+            teller.hear(line)
+        return process.wait() == 0
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+
+
+def _folder(version: str, cpu_only: bool = False) -> Path:
     key = hashlib.sha256("\n".join(PINS).encode()).hexdigest()[:12]
-    return cache_folder() / f"python{version}-{key}"
+    return cache_folder() / f"python{version}-{key}{'-cpu' * cpu_only}"
 
 
 def _beside(folder: Path, suffix: str) -> Path:
