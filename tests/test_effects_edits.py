@@ -172,6 +172,24 @@ def test_edits_of_several_directions_add_them_up(kind):
     assert found[0][..., 0].abs().nan_to_num().amax(-1).min() > 0.1
 
 
+def test_writes_of_another_shape_are_named_with_both_shapes():
+    class Wrong(Steer):
+        def cut(self, start, stop):
+            return Wrong(self.alpha[start:stop], self.w[start:stop])
+
+        def writes(self, state, seen):
+            return self.alpha.expand(len(seen), -1), self.w
+
+    edits = Wrong(torch.ones(3), torch.randn(3, 16))
+    with pytest.raises(ValueError, match=r"Wrong.writes returned \(14, 3\) and \(3, 16\)"):
+        measure(LastLayer(), "exact", NAMES, edits=edits, at="residual")
+
+
+def test_edits_without_a_closed_form_take_no_closed_form():
+    with pytest.raises(ValueError, match="AttendFirst has no closed form"):
+        measure(LastLayer(), "exact", NAMES, edits=fx.AttendFirst([torch.zeros(1, 2).long()], 4))
+
+
 def test_flattened_activations_are_edited_like_others():
     """As OPT has them."""
     activation = torch.randn(1 + len(NEURONS), 7, 24)[:, None].expand(-1, 2, -1, -1).flatten(0, 1)

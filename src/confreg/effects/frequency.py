@@ -11,7 +11,7 @@ def log_frequencies(counts):
     Parameters
     ----------
     counts : Tensor (bytes, V) uint8
-        As of `confreg.effects.batch.Batch`. Rows that no token owns take no part, and get -inf.
+        As of `confreg.effects.unit.Unit`. Rows that no token owns take no part, and get -inf.
     """
     weights = 256.0 ** torch.arange(len(counts), dtype=torch.float64)
     smoothed = weights @ counts.double().cpu()
