@@ -97,14 +97,14 @@ def effects_along(ds: xr.Dataset, options: Options) -> Section:
     drawn = profiles.ways(ds)
     size, controls = int(ds["set_size"].values[drawn[0][1]]), len(drawn[0][2])
     who = f"{size} chosen neurons together" if size > 1 else "The first chosen neuron"
+    kind = "sets of the same size" if size > 1 else "neurons"
     names = [str(n) for n in ds["effect"].values if str(n) in ("entropy_total", "loss_total")]
     shown = [
         Figure(
             f"along-{name}",
             profiles.along(ds, name),
-            f"{figures.effect_words(ds, name)[0]} when ablated, by position in the second occurrence. {who}, "
-            f"against {controls} random {'sets of the same size' if size > 1 else 'neurons'} of "
-            "the layer.",
+            f"{figures.effect_words(ds, name)[0]} when ablated, by position in the second "
+            f"occurrence. {who}, against {controls} random {kind} of the layer.",
             wide=True,
         )
         for name in names

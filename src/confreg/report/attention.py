@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     import xarray as xr
 
-WATCH = ("activation_change_mean", "activation_change_abs_mean")
+WATCHES: dict[str, tuple[str, ...]] = {
+    "activation_change_mean": ("set", "neuron"),
+    "activation_change_abs_mean": ("set", "neuron"),
+    "set_heads": ("set",),
+    "set_kind": ("set",),
+    "set_control": ("set",),
+    "set_size": ("set",),
+}
 WATCHED = 30  # neurons that are drawn and listed
 
 
@@ -35,8 +42,7 @@ def prefix(ds: xr.Dataset, options: Options) -> Section:
 
 
 @section(
-    needs=dict.fromkeys(WATCH, ("set", "neuron"))
-    | dict.fromkeys(("set_heads", "set_kind", "set_control", "set_size"), ("set",)),
+    needs=WATCHES,
 )
 def watched(ds: xr.Dataset, options: Options) -> Section:
     """Show what the ablated heads do to the watched neurons."""

@@ -64,18 +64,18 @@ def measured(ds: xr.Dataset, axis: str) -> list[Measured]:
     instead; so does every axis if ``axis`` has no variable of its own.
     """
     frame = tables.table(ds, axis)
-    found = [described(ds, str(key), np.asarray(frame[key])) for key in frame]
+    found = [described(ds, axis, str(key), np.asarray(frame[key])) for key in frame]
     if not any(column.is_number for column in found):
         found += means(ds, axis)
     return found
 
 
-def described(ds: xr.Dataset, key: str, values: np.ndarray) -> Measured:
-    """Give a column of :func:`confreg.results.tables.table` its heading and its meaning."""
+def described(ds: xr.Dataset, axis: str, key: str, values: np.ndarray) -> Measured:
+    """Give a column of the table along an axis its heading and its meaning."""
     name, entry = tables.split_column(key)
     if entry is None:
         return Measured(key, label(ds, name), long_name(ds, name), values)
-    layers = next(str(dim) for dim in ds[name].dims if axes.kind(ds, str(dim)) == "quantity")
+    layers = next(str(dim) for dim in ds[name].dims if dim != axis)
     at = [str(one) for one in axes.labels(ds, layers)].index(entry)
     text, unit = of_quantity(ds, name, layers, at)
     hint = f"{long_name(ds, name)}; {described_quantity(ds, layers, at)}"
@@ -86,10 +86,8 @@ def of_quantity(ds: xr.Dataset, name: str, layers: str, at: int) -> tuple[str, s
     """Write one quantity of a variable, "mean |Δ loss|", and return its units."""
     word = vocabulary.word(name)
     text = (word.of or f"{word.symbol}: {{}}").format(quantities(ds, layers)[at])
-    own = str(ds[name].attrs.get("units", ""))
-    return text, units(ds, name) if own == "1" or units(ds, name) else quantity_units(ds, layers)[
-        at
-    ]
+    each = "" if ds[name].attrs.get("units") == "1" else quantity_units(ds, layers)[at]
+    return text, units(ds, name) or each
 
 
 def described_quantity(ds: xr.Dataset, layers: str, at: int) -> str:
@@ -108,7 +106,7 @@ def means(ds: xr.Dataset, axis: str) -> list[Measured]:
     found: list[Measured] = []
     for name in map(str, ds.data_vars):
         array = ds[name]
-        if axis not in array.dims or array.dtype.kind not in "fiub":
+        if axis not in array.dims or array.dtype.kind not in "fiub" or not array.size:
             continue
         at = place(ds, name)
         layers = at.layers if at.layers != axis else ""

@@ -176,7 +176,7 @@ def shown(ds: xr.Dataset, options: Options, dim: str | None = None) -> list[str]
     frame = tables.table(ds, dim)
     if "set_kind" in ds.coords and ds["set_kind"].dims == (dim,):
         # Random controls are there to be compared with, not to be read.
-        frame = frame[ds["set_kind"].values == "chosen"]
+        frame = frame.loc[np.asarray(ds["set_kind"].values == "chosen")]
     if tables.rank_by(frame) is None:
         return [str(name) for name in _largest(ds, dim)[: options.details]]
     return [str(name) for name in tables.strongest(frame, options.details)]

@@ -49,7 +49,7 @@ def mediation(ds: xr.Dataset) -> go.Figure:
     is small.
     """
     frame = _drawable(tables.table(ds, "neuron"), "te", "mediated")
-    share = frame["mediated"]
+    share = frame["mediated"].to_numpy(dtype=float)
     floor = FLOOR
     if len(frame):
         floor = float(max(share.min(), FLOOR, min(-0.25, np.quantile(share, 0.01))))
@@ -337,7 +337,8 @@ def _drawable(frame: pd.DataFrame, *needed: str) -> pd.DataFrame:
     """
     for name in needed:
         low = 0.0 if name in ("te", "logit_var") else -np.inf
-        frame = frame[np.isfinite(frame[name]) & (frame[name] > low)]
+        values = frame[name].to_numpy()
+        frame = frame.loc[np.isfinite(values) & (values > low)]
     by = frame[tables.rank_by(frame) or needed[0]]
     frame = frame.iloc[np.argsort(np.where(np.isfinite(by), by, -np.inf), kind="stable")]
     if len(frame) <= MAX_POINTS:

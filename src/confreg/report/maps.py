@@ -59,7 +59,7 @@ class Grid:
 def sections(ds: xr.Dataset, options: Options, shown: frozenset[str]) -> list[Section]:
     """Make a section for every variable along two axes that nothing shows yet."""
     names = [name for name in shown_as(ds, "map") if name not in shown]
-    return [_section(ds, name) for name in names if ds[name].dtype.kind in "fiub"]
+    return [_section(ds, name) for name in names if ds[name].size and ds[name].dtype.kind in "fiub"]
 
 
 def _section(ds: xr.Dataset, name: str) -> Section:

@@ -180,9 +180,10 @@ def _summary(ds: xr.Dataset, options: Options) -> list[dict[str, str]]:
     shown = set(contexts.shown(ds, options))
     found = []
     for name in tables.ranked(frame, "te_mediated")[:3]:
-        te, share = (float(frame[column][name]) for column in ("te", "mediated"))
-        row = {"neuron": str(name), "te": number(te), "share": percent(share)}
-        found.append(row | {"to": "n" if str(name) in shown else "r"})
+        row = frame.index.get_loc(name)
+        te, share = (float(frame[column].to_numpy()[row]) for column in ("te", "mediated"))
+        said = {"neuron": str(name), "te": number(te), "share": percent(share)}
+        found.append(said | {"to": "n" if str(name) in shown else "r"})
     return found
 
 

@@ -1,8 +1,9 @@
 """The parts of the page. Which of them it has depends on what the dataset holds.
 
 Two kinds of functions make sections. Those that know nothing but axes show every variable of
-any dataset (:mod:`confreg.report.composing` lists them). Those that know what some variables mean show them better; they
-are registered with the variables that they need and the dims of each::
+any dataset: :mod:`confreg.report.composing` lists them. Those that know what some variables
+mean show them better; they are registered with the variables that they need and the
+dims of each::
 
     @section(needs={"frequency_cosine": ("neuron",), "te": ("neuron",)})
     def frequency(ds, options): ...

@@ -107,8 +107,9 @@ def rank_by(frame: pd.DataFrame) -> str | None:
 
 def ranked(frame: pd.DataFrame, by: str) -> list:
     """Return the labels of the rows that have the number, largest first."""
-    some = frame[by][np.isfinite(frame[by])]
-    return some.sort_values(ascending=False, kind="stable").index.tolist()
+    values = frame[by].to_numpy(dtype=float)
+    order = np.argsort(-values, kind="stable")
+    return frame.index[order[np.isfinite(values[order])]].tolist()
 
 
 def strongest(frame: pd.DataFrame, count: int) -> list:
