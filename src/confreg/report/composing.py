@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from confreg.report import inventory, maps, subjects, texts
-from confreg.report.sections import REGISTRY, Options, Section
+from confreg.report.sections import REGISTRY, Options, Section, about_neurons
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -41,4 +41,6 @@ def compose(ds: xr.Dataset, options: Options) -> tuple[list[Section], list[str]]
     for make in GENERIC:
         shown = frozenset[str]().union(*(section.shows for section in first + last))
         first += make(ds, options, shown)
+    if about_neurons(ds) and not any(section.key == "detail" for section in first):
+        missing.append(texts.NO_DETAILS)
     return first + last, missing

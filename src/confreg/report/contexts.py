@@ -167,33 +167,32 @@ def shown(ds: xr.Dataset, options: Options, dim: str | None = None) -> list[str]
         return []
     if options.neurons is not None and dim == main:
         return list(options.neurons)
-    names = axes.labels(ds, dim)
+    names = axes.texts(ds, dim)
     if axes.is_scale(ds, dim):
-        count = min(options.details, len(names))
-        return [
-            str(names[row]) for row in np.linspace(0, len(names) - 1, count).round().astype(int)
-        ]
+        rows = np.linspace(0, len(names) - 1, min(options.details, len(names))).round()
+        return [names[int(row)] for row in rows]
     frame = tables.table(ds, dim)
     if "set_kind" in ds.coords and ds["set_kind"].dims == (dim,):
         # Random controls are there to be compared with, not to be read.
         frame = frame.loc[np.asarray(ds["set_kind"].values == "chosen")]
     if tables.rank_by(frame) is None:
-        return [str(name) for name in _largest(ds, dim)[: options.details]]
-    return [str(name) for name in tables.strongest(frame, options.details)]
+        return _largest(ds, dim)[: options.details]
+    frame.index = frame.index.astype(str)
+    return tables.strongest(frame, options.details)
 
 
-def _largest(ds: xr.Dataset, dim: str) -> np.ndarray:
+def _largest(ds: xr.Dataset, dim: str) -> list[str]:
     """Rank entries that have no number of their own by the size of what colours their text."""
     from confreg.report.columns import means
 
     found = [column for column in means(ds, dim) if column.is_number]
     sizes = [column for column in found if column.key.startswith("mean |")] or found
-    names = axes.labels(ds, dim)
+    names = axes.texts(ds, dim)
     if not sizes:
         return names
     values = sizes[0].values
     order = np.argsort(np.where(np.isfinite(values), -values, np.inf), kind="stable")
-    return names[[row for row in order if np.isfinite(values[row])]]
+    return [names[row] for row in order if np.isfinite(values[row])]
 
 
 def quantities(ds: xr.Dataset, dim: str, shaded: list[Shade]) -> list[str]:
@@ -224,7 +223,7 @@ def detail(
     """
     dim = dim or tables.chosen_axis(ds, None)
     shaded = shades(ds, dim) if shaded is None else shaded
-    row = [str(label) for label in axes.labels(ds, dim)].index(neuron)
+    row = axes.texts(ds, dim).index(neuron)
     one = ds[sorted({shade.name for shade in shaded})].isel({dim: row})
     effects = read_shades(one, tokens.axis, shaded)
     activation = ds["activation"].isel({dim: row}).values if _underlines(ds, dim, shaded) else None

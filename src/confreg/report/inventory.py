@@ -24,18 +24,18 @@ def numbers(ds: xr.Dataset, options: Options, shown: frozenset[str]) -> list[Sec
     rows = []
     for name in names:
         meaning = sentence(long_name(ds, name))
-        cells = [Cell(_one(ds, name), None), Cell(units(ds, name), None), Cell(meaning, None)]
+        cells = [_one(ds, name), Cell(units(ds, name), ""), Cell(meaning, meaning)]
         rows.append((label(ds, name, unit=False), False, cells))
-    headings = [Column(title, "", False) for title in ("value", "unit", "meaning")]
+    headings = [Column("value"), Column("unit", text=True), Column("meaning", text=True)]
     table = Table(headings, rows, "number")
     return [Section("numbers", "Numbers of the whole", "", [], "table", table, frozenset(names))]
 
 
-def _one(ds: xr.Dataset, name: str) -> str:
+def _one(ds: xr.Dataset, name: str) -> Cell:
     value = ds[name].values
     if value.dtype.kind in "fiu":
-        return number(float(value))
-    return str(value)
+        return Cell(number(float(value)), float(value))
+    return Cell(str(value), str(value))
 
 
 def rest(ds: xr.Dataset, options: Options, shown: frozenset[str]) -> list[Section]:
@@ -52,6 +52,6 @@ def rest(ds: xr.Dataset, options: Options, shown: frozenset[str]) -> list[Sectio
         across = " × ".join(f"{dim} ({array.sizes[dim]:,})" for dim in array.dims)
         cells = [across, units(ds, name), values, sentence(long_name(ds, name))]
         rows.append((label(ds, name, unit=False), False, [Cell(text, text) for text in cells]))
-    headings = [Column(t, "", False) for t in ("axes", "unit", "first values", "meaning")]
+    headings = [Column(t, text=True) for t in ("axes", "unit", "first values", "meaning")]
     table = Table(headings, rows, "variable")
     return [Section("rest", "Other variables", "", [], "table", table, frozenset(names))]

@@ -66,7 +66,7 @@ def _section(ds: xr.Dataset, name: str) -> Section:
     at = place(ds, name)
     found = grid(ds, name)
     named = layers(ds, name, at)
-    across = [plural(dim) for dim in (at.rows, at.columns)]
+    across = [plural(ds, dim) for dim in (at.rows, at.columns)]
     lead = sentence(long_name(ds, name) or label(ds, name, unit=False))
     lead += f", of {ds.sizes[at.rows]:,} {across[0]} and {ds.sizes[at.columns]:,} {across[1]}."
     if at.averaged:
@@ -83,7 +83,8 @@ def _section(ds: xr.Dataset, name: str) -> Section:
         choices=[text for text, _ in named] if len(named) > 1 else (),
     )  # fmt: skip
     table = _pairs(ds, at, found, named)
-    title = sentence(label(ds, name, unit=False))
+    title = f"{sentence(label(ds, name, unit=False))} by {at.rows} and {at.columns}"
+    title = title.replace("_", " ")
     return Section(f"map-{name}", title, lead, [figure], "table", table, frozenset([name]))
 
 
@@ -160,7 +161,7 @@ def heat_map(ds: xr.Dataset, name: str, found: Grid | None = None) -> go.Figure:
     at = place(ds, name)
     found = grid(ds, name) if found is None else found
     down, right = found.block
-    y, x = _ticks(axes.labels(ds, at.rows), down), _ticks(axes.labels(ds, at.columns), right)
+    y, x = _named(axes.texts(ds, at.rows), down), _named(axes.texts(ds, at.columns), right)
     figure = go.Figure()
     for layer, (text, unit) in enumerate(layers(ds, name, at)):
         cells = found.cells[:, :, layer]
@@ -183,13 +184,12 @@ def heat_map(ds: xr.Dataset, name: str, found: Grid | None = None) -> go.Figure:
             )
         )
     figure = styled(figure)
-    for update, dim, names in (
-        (figure.update_xaxes, at.columns, x),
-        (figure.update_yaxes, at.rows, y),
+    for update, dim, names, most in (
+        (figure.update_xaxes, at.columns, x, 14),
+        (figure.update_yaxes, at.rows, y, 26),
     ):
-        update(
-            title=axis_title(ds, dim), type="category", showgrid=False, nticks=min(24, len(names))
-        )
+        ticks = {"type": "category", "showgrid": False, **_ticks(names, most)}
+        update(title=axis_title(ds, dim), **ticks)
     figure.update_yaxes(autorange="reversed")
     return figure.update_layout(height=int(np.clip(160 + 16 * len(y), 300, 620)))
 
@@ -205,9 +205,8 @@ def _colours(cells: np.ndarray) -> dict[str, object]:
     return {"colorscale": UNSIGNED, "zmin": float(known.min()), "zmax": float(known.max())}
 
 
-def _ticks(labels: np.ndarray, block: int) -> list[str]:
+def _named(names: list[str], block: int) -> list[str]:
     """Name the cells along one side; those of several entries after the first and the last."""
-    names = [f"{label:g}" if labels.dtype.kind == "f" else str(label) for label in labels]
     if block > 1:
         firsts = range(0, len(names), block)
         names = [f"{names[i]} … {names[min(i + block, len(names)) - 1]}" for i in firsts]
@@ -219,16 +218,23 @@ def _ticks(labels: np.ndarray, block: int) -> list[str]:
     return names
 
 
+def _ticks(names: list[str], most: int) -> dict[str, list]:
+    """Return even ticks, at most so many; a cell of several entries is marked by its first."""
+    places = range(0, len(names), -(-len(names) // most) or 1)
+    texts = [names[at].partition(" … ")[0] for at in places]
+    return {
+        "tickvals": list(places),
+        "ticktext": [t[:17] + "…" if len(t) > 18 else t for t in texts],
+    }
+
+
 def _pairs(ds: xr.Dataset, at: Place, found: Grid, named: list[tuple[str, str]]) -> Table:
-    down, across = axes.labels(ds, at.rows), axes.labels(ds, at.columns)
-    columns = [Column(at.columns.replace("_", " "), "", False)]
-    columns += [
-        Column(in_units(text, unit), "the first column's largest sizes first", False)
-        for text, unit in named
-    ]
+    down, across = axes.texts(ds, at.rows), axes.texts(ds, at.columns)
+    columns = [Column(at.columns.replace("_", " "), text=True)]
+    columns += [Column(in_units(text, unit)) for text, unit in named]
     rows = []
     for (row, column), values in zip(found.pairs, found.values, strict=True):
-        other = Cell(str(across[column]), str(across[column]))
+        other = Cell(across[column], across[column])
         cells = [Cell(number(v), float(v) if np.isfinite(v) else None) for v in values]
-        rows.append((str(down[row]), False, [other, *cells]))
+        rows.append((down[row], False, [other, *cells]))
     return Table(columns, rows, at.rows.replace("_", " "))

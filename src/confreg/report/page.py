@@ -13,12 +13,18 @@ import numpy as np
 from confreg.errors import ConfregError
 from confreg.report import contexts
 from confreg.report.composing import compose
-from confreg.report.sections import Options, Section, has
+from confreg.report.sections import Options, Section, about_neurons, has
 from confreg.report.wording import glossary, mediator, number, percent, plural
 from confreg.results import axes, tables
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+PAPER = (
+    "Stolfo, Wu, Gurnee, Belinkov, Song, Sachan and Nanda, Confidence Regulation Neurons in "
+    "Language Models (2024), arXiv 2406.16254."
+)
 
 
 def write(
@@ -96,6 +102,7 @@ def render(ds: xr.Dataset, options: Options) -> str:
         summary=_summary(ds, options),
         mediator=mediator(ds)[0],
         glossary=glossary(ds),
+        source=_source(ds),
         warnings=_warnings(ds),
         facts=facts(ds),
         attributes=sorted((str(key), str(value)) for key, value in ds.attrs.items()),
@@ -156,7 +163,7 @@ def _check_named(ds: xr.Dataset, options: Options) -> None:
     if options.neurons is None:
         return
     dim = tables.chosen_axis(ds, None)
-    known = {str(label) for label in axes.labels(ds, dim)}
+    known = set(axes.texts(ds, dim))
     for name in options.neurons:
         if name not in known:
             raise ConfregError(
@@ -185,6 +192,12 @@ def _summary(ds: xr.Dataset, options: Options) -> list[dict[str, str]]:
         said = {"neuron": str(name), "te": number(te), "share": percent(share)}
         found.append(said | {"to": "n" if str(name) in shown else "r"})
     return found
+
+
+def _source(ds: xr.Dataset) -> str:
+    """Say where the method is from: as the dataset says, or the paper of its numbers."""
+    own = str(ds.attrs.get("references", ""))
+    return own or (PAPER if about_neurons(ds) else "")
 
 
 def _warnings(ds: xr.Dataset) -> list[str]:
@@ -237,8 +250,8 @@ def _axes(ds: xr.Dataset) -> str:
     found = []
     for dim in axes.of_kind(ds, "subject"):
         if dim not in ("neuron", "set") and ds.sizes[dim]:
-            names = [str(label) for label in axes.labels(ds, dim)]
-            found.append(f"{len(names):,} {plural(dim)}, {names[0]} to {names[-1]}")
+            names = axes.texts(ds, dim)
+            found.append(f"{len(names):,} {plural(ds, dim)}, {names[0]} to {names[-1]}")
     return "; ".join(found)
 
 

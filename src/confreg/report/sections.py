@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from confreg.results import axes
+from confreg.results import axes, vocabulary
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -61,11 +61,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column's heading, what it means, and whether the table starts out sorted by it."""
+    """A column's heading and meaning; whether the table starts out sorted by it, and is text."""
 
     title: str
-    hint: str
-    sorted: bool
+    hint: str = ""
+    sorted: bool = False
+    text: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,8 @@ class Entry:
         return all(has(ds, name, dims) for name, dims in self.needs.items())
 
     def missed(self, ds: xr.Dataset) -> bool:
-        """Say whether its absence is worth a word: the dataset is about what it is about."""
-        return axes.main_subject(ds) == "neuron" and bool(self.otherwise)
+        """Say whether its absence is worth a word: it is about neurons, as the dataset is."""
+        return bool(self.otherwise) and about_neurons(ds)
 
 
 REGISTRY: list[Entry] = []
@@ -140,6 +141,12 @@ REGISTRY: list[Entry] = []
 def has(ds: xr.Dataset, name: str, dims: Sequence[str]) -> bool:
     """Say whether a dataset has a variable or coordinate along just these dims."""
     return name in ds.variables and sorted(map(str, ds[name].dims)) == sorted(dims)
+
+
+def about_neurons(ds: xr.Dataset) -> bool:
+    """Say whether a dataset is about neurons of a language model, and their shared numbers."""
+    known = (name for name, word in vocabulary.WORDS.items() if word.meaning)
+    return axes.main_subject(ds) == "neuron" and any(has(ds, name, ("neuron",)) for name in known)
 
 
 def section(

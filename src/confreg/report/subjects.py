@@ -19,7 +19,7 @@ from confreg.report.sections import (
     Table,
 )
 from confreg.report.styling import CYCLE, GREY, SHARES, SIGNED, styled
-from confreg.report.wording import axis_title, number, percent, plural
+from confreg.report.wording import axis_title, number, percent, plural, sentence
 from confreg.results import axes, tables, vocabulary
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def _section(
     labels = [c for c in known_labels(ds, dim) if not is_spelled_out(ds, dim, c)]
     numbers = [c for c in columns if c.is_number and np.isfinite(c.values).any()]
     key = "table" if is_main else f"along-{dim}"
-    many = plural(dim)
+    many = plural(ds, dim)
     if not numbers and not columns:
         return Section(key, _title(ds, dim, is_main), f"The dataset has no number per {dim}.")
     figures = []
@@ -73,15 +73,15 @@ def _section(
         said += f": the first by {by.label}" if len(rows) < ds.sizes[dim] else f", by {by.label}"
         te = any(column.key == "te" for column in numbers) and by.key != "te"
         said += " and by TE" if te and len(rows) < ds.sizes[dim] else ""
-    shows = frozenset(own) or frozenset()
+    shows = frozenset(own)
     return Section(key, _title(ds, dim, is_main), f"{said}.", figures, "subject", data, shows)
 
 
 def _title(ds: xr.Dataset, dim: str, is_main: bool) -> str:
-    many = plural(dim)
+    many = plural(ds, dim)
     if is_main and not axes.is_scale(ds, dim):
         return f"Strongest {many}"
-    return many[:1].upper() + many[1:]
+    return f"By {dim.replace('_', ' ')}" if axes.is_scale(ds, dim) else sentence(many)
 
 
 def _ranking(numbers: list[Measured]) -> Measured | None:
@@ -125,10 +125,10 @@ def _table(
     options: Options,
     is_main: bool,
 ) -> Table:
-    labels = [str(label) for label in axes.labels(ds, dim)]
+    labels = axes.texts(ds, dim)
     detailed = set(contexts.shown(ds, options)) if is_main else set()
     scale = axes.is_scale(ds, dim)
-    headings = [Column(c.label, c.hint, c is by and not scale) for c in columns]
+    headings = [Column(c.label, c.hint, c is by and not scale, not c.is_number) for c in columns]
     tops = {c.key: float(np.nanmax(c.values, initial=0.0)) for c in columns if c.is_number}
     cells = [[cell(column, row, tops.get(column.key, 0.0)) for column in columns] for row in rows]
     body = [
@@ -193,7 +193,7 @@ def _explored(
         return None
     rows = _sample(by, count)
     offered = [c for c in columns if c in numbers or c.is_category]
-    labels = axes.labels(ds, dim)
+    labels = axes.texts(ds, dim)
     return {
         "key": dim,
         "noun": dim.replace("_", " "),
@@ -202,7 +202,7 @@ def _explored(
         "x": 0,
         "y": 1,
         "colour": 2 if len(offered) > 2 else -1,
-        "labels": [str(labels[row]) for row in rows],
+        "labels": _some(labels, rows),
         "columns": [
             {
                 "label": c.label,

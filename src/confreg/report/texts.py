@@ -10,13 +10,16 @@ from confreg.report import contexts
 from confreg.report.contexts import Tokens, Word, of_variable
 from confreg.report.placing import shown_as
 from confreg.report.sections import Options, Section
-from confreg.report.wording import label, long_name, number, percent, plural
+from confreg.report.wording import label, long_name, number, percent, plural, sentence
 from confreg.results import axes, tables
 
 if TYPE_CHECKING:
     import xarray as xr
 
 PASSAGES, PASSAGE = 4, 160  # passages of the text that are shown, and tokens of each
+NO_DETAILS = (
+    "Tokens in context: the store keeps reductions per neuron only (made with --reduce token)."
+)
 BRIGHT = 0.99  # quantile of sizes that the full colour stands for
 
 
@@ -38,15 +41,15 @@ def _details(ds: xr.Dataset, dim: str, options: Options, shown: frozenset[str]) 
         return None
     tokens = Tokens(ds)
     frame = tables.table(ds, dim)
-    names = [str(name) for name in frame.index]
+    names = axes.texts(ds, dim)
     found = []
     for neuron in contexts.shown(ds, options, dim):
         detail = contexts.detail(ds, tokens, neuron, options.contexts, dim, shaded)
         found.append((detail, _facts(ds, frame.iloc[names.index(neuron)])))
-    every = "" if is_main else f"{plural(dim)[:1].upper()}{plural(dim)[1:]} "
+    every = "" if is_main else f"{sentence(plural(ds, dim))} "
     lead = (
-        "The tokens whose prediction the ablation changes most, each in its text and outlined. "
-        "A token's colour is the effect on predicting the token after it."
+        "The tokens whose prediction changes most, each in its text and outlined. A token's "
+        "colour is the effect on predicting the token after it."
     )
     if all(shade.at < 0 for shade in shaded):
         lead = "The tokens at which it is largest, each in its text and outlined."
@@ -57,7 +60,7 @@ def _details(ds: xr.Dataset, dim: str, options: Options, shown: frozenset[str]) 
         "prefix": "n-" if is_main else f"n-{dim}-",
         "neurons": found,
         "shaded": [shade.label for shade in shaded],
-        "ends": ("falls", "rises when ablated") if any(s.at >= 0 for s in shaded) else ("−", "+"),
+        "ends": ("falls", "rises") if any(s.at >= 0 for s in shaded) else ("−", "+"),
         "quantities": contexts.quantities(ds, dim, shaded),
     }
     title = f"{every}in context" if every else "In context"
@@ -112,7 +115,7 @@ def passages(ds: xr.Dataset, options: Options, shown: frozenset[str]) -> list[Se
             number(limit, 2) + (f" {shade.units}" if shade.units else "")
             for limit, shade in zip(limits, shaded, strict=True)
         ],
-        "meanings": [long_name(ds, shade.name) for shade in shaded],
+        "meanings": [sentence(long_name(ds, shade.name)) for shade in shaded],
         "quantities": [s.label for s in shaded] + [label(ds, name) for name in plain],
         "signed": bool((np.nan_to_num(values) < 0).any()),
     }

@@ -103,7 +103,9 @@ def glossary(ds: xr.Dataset) -> list[tuple[str, str]]:
         if name in ds.variables and word.meaning
     ]
     own = [str(name) for name in ds.data_vars if name not in vocabulary.WORDS]
-    return found + [(label(ds, name), long_name(ds, name)) for name in own if long_name(ds, name)]
+    return found + [
+        (label(ds, name, unit=False), long_name(ds, name)) for name in own if long_name(ds, name)
+    ]
 
 
 def label(ds: xr.Dataset, name: str, unit: bool = True) -> str:
@@ -132,8 +134,10 @@ def axis_title(ds: xr.Dataset, dim: str) -> str:
     return f"{text}: {described}" if described and described != dim else text
 
 
-def plural(dim: str) -> str:
-    """Write the entries of an axis: "model layers", "latents"; "entries of basis"."""
+def plural(ds: xr.Dataset, dim: str) -> str:
+    """Write the entries of an axis: "model layers", "latents"; "values of alpha"."""
+    if axes.is_scale(ds, dim) and axes.labels(ds, dim).dtype.kind == "f":
+        return f"values of {dim.replace('_', ' ')}"
     text = dim.replace("_", " ")
     if text.endswith(("x", "s")):
         return f"entries of {text}"

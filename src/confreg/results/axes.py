@@ -68,6 +68,14 @@ def labels(ds: xr.Dataset, dim: str) -> np.ndarray:
     return np.asarray(ds[dim].values) if dim in ds.coords else np.arange(ds.sizes[dim])
 
 
+def texts(ds: xr.Dataset, dim: str) -> list[str]:
+    """Return the labels along a dimension as they are shown; 4.0 is "4"."""
+    values = labels(ds, dim)
+    if values.dtype.kind == "f":
+        return [f"{value:.6g}" for value in values]
+    return [str(value) for value in values]
+
+
 def is_scale(ds: xr.Dataset, dim: str) -> bool:
     """Say whether labels are numbers along which one would draw a line, as values of α are."""
     values = labels(ds, dim)
