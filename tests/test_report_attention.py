@@ -7,7 +7,7 @@ import pytest
 
 import confreg
 from confreg import report
-from confreg.report import attention, figures, sections
+from confreg.report import attention, composing, figures, sections
 from confreg.report.wording import number, signed
 
 
@@ -22,7 +22,7 @@ def ds(checkpoint, words, tmp_path_factory):
 
 
 def parts(ds):
-    made, _ = sections.compose(ds, sections.Options())
+    made, _ = composing.compose(ds, sections.Options())
     return {section.key: section for section in made}
 
 

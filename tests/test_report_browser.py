@@ -31,7 +31,7 @@ def column(browser, index):
 
 
 def test_all_plots_are_drawn_without_complaint_or_network(browser):
-    assert browser.evaluate("document.querySelectorAll('.plot').length") == 4
+    assert browser.evaluate("document.querySelectorAll('.plot').length") == 5
     assert browser.evaluate("document.querySelectorAll('#plot-weights .point').length") == 30
     assert browser.troubles() == []
 
@@ -91,7 +91,7 @@ def test_tokens_are_coloured_and_tell_their_numbers(browser):
     colour = f"getComputedStyle({word}).backgroundImage"
     before = browser.evaluate(colour)
     assert "0.62" in before
-    browser.evaluate("document.querySelector('input[name=shade][value=\"1\"]').click()")
+    browser.evaluate("document.querySelector('input[name=shade-detail][value=\"1\"]').click()")
     assert browser.evaluate(colour) != before
     browser.evaluate(f"{word}.focus()")
     tip = browser.evaluate("document.getElementById('tip').innerText")

@@ -9,7 +9,15 @@ import numpy as np
 
 from confreg.report import reading
 from confreg.report.placing import place
-from confreg.report.wording import in_units, label, long_name, quantities, quantity_units, units
+from confreg.report.wording import (
+    in_units,
+    label,
+    long_name,
+    over,
+    quantities,
+    quantity_units,
+    units,
+)
 from confreg.results import axes, tables, vocabulary
 
 if TYPE_CHECKING:
@@ -119,7 +127,7 @@ def means(ds: xr.Dataset, axis: str) -> list[Measured]:
 def _means(ds: xr.Dataset, name: str, axis: str, layers: str, rest: list[str]) -> list[Measured]:
     array = reading.kept(ds, ds[name])
     count = ds.sizes[layers] if layers else 1
-    mean, size = (np.full((ds.sizes[axis], count), np.nan) for _ in range(2))
+    mean, size, largest = (np.full((ds.sizes[axis], count), np.nan) for _ in range(3))
     top = np.zeros((ds.sizes[axis], count), dtype=int)
     for start, stop, part in reading.spans(array, axis):
         part = part.transpose(axis, *([layers] if layers else []), *rest)
@@ -131,28 +139,23 @@ def _means(ds: xr.Dataset, name: str, axis: str, layers: str, rest: list[str]) -
         mean[start:stop] = np.where(empty, np.nan, values.sum(axis=-1) / number)
         size[start:stop] = np.where(empty, np.nan, np.abs(values).sum(axis=-1) / number)
         top[start:stop] = np.abs(values).argmax(axis=-1)
-    over = " and ".join(dim.replace("_", " ") for dim in rest)
-    over = f"kept {over}" if array.sizes != ds[name].sizes else over
+        largest[start:stop] = np.where(empty, np.nan, np.abs(values).max(axis=-1))
     found = []
     for at in range(count):
         text, unit = of_quantity(ds, name, layers, at) if layers else (
             label(ds, name, unit=False), units(ds, name))  # fmt: skip
         key = tables.column_name(name, axes.labels(ds, layers)[at]) if layers else name
-        hint = f"{long_name(ds, name) or text}: mean over {over}"
+        hint = f"{long_name(ds, name) or text}: mean over {over(ds, rest)}"
         found.append(Measured(f"mean {key}", in_units(f"mean {text}", unit), hint, mean[:, at]))
         if not np.allclose(mean[:, at], size[:, at], equal_nan=True):
             bars = in_units(f"mean |{text}|", unit)
             found.append(Measured(f"mean |{key}|", bars, f"{hint} of its size", size[:, at]))
-        if len(rest) == 1 and axes.kind(ds, rest[0]) == "subject":
-            names = axes.labels(ds, rest[0])[top[:, at]]
-            found.append(
-                Measured(
-                    f"largest {key}",
-                    f"largest |{text}| at",
-                    f"{rest[0].replace('_', ' ')} of the largest size",
-                    np.array([str(one) for one in names], dtype=object),
-                )
-            )
+        if array.dtype.kind != "b" and len(rest) == 1 and axes.kind(ds, rest[0]) == "subject":
+            title, where = f"largest |{text}|", rest[0].replace("_", " ")
+            names = np.array(axes.texts(ds, rest[0]), dtype=object)[top[:, at]]
+            hint = f"{long_name(ds, name) or text}: the largest size over {where}"
+            found.append(Measured(f"largest |{key}|", in_units(title, unit), hint, largest[:, at]))
+            found.append(Measured(f"largest {key} at", f"at {where}", f"{where} of {title}", names))
     return found
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from confreg.report import inventory, maps, subjects, texts
-from confreg.report.sections import REGISTRY, Options, Section, about_neurons
+from confreg.report import inventory, maps, sections, subjects, texts
+from confreg.report.sections import Options, Section, about_neurons
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -31,7 +31,7 @@ def compose(ds: xr.Dataset, options: Options) -> tuple[list[Section], list[str]]
     first: list[Section] = []
     last: list[Section] = []
     missing: list[str] = []
-    for entry in REGISTRY:
+    for entry in sections.REGISTRY:
         made = entry.make(ds, options) if entry.fits(ds) else None
         if made is not None:
             made = replace(made, shows=made.shows | entry.shows)

@@ -195,8 +195,12 @@ def _largest(ds: xr.Dataset, dim: str) -> list[str]:
     return [names[row] for row in order if np.isfinite(values[row])]
 
 
-def quantities(ds: xr.Dataset, dim: str, shaded: list[Shade]) -> list[str]:
-    """Return what the numbers of a word are, in order."""
+def quantities(
+    ds: xr.Dataset, dim: str | None = None, shaded: list[Shade] | None = None
+) -> list[str]:
+    """Return what the numbers of a word are, in order; arguments as for :func:`detail`."""
+    dim = tables.chosen_axis(ds, dim)
+    shaded = shades(ds, dim) if shaded is None else shaded
     names = [shade.label for shade in shaded]
     names += ["activation"] if _underlines(ds, dim, shaded) else []
     base = [name for name in ("loss", "rank") if name in ds and ds[name].dims == (axes.text(ds),)]
@@ -221,7 +225,7 @@ def detail(
     the first of :func:`shades`, over kept tokens, at most one in a window. ``dim`` is another
     axis than the one that the dataset is about.
     """
-    dim = dim or tables.chosen_axis(ds, None)
+    dim = tables.chosen_axis(ds, dim)
     shaded = shades(ds, dim) if shaded is None else shaded
     row = axes.texts(ds, dim).index(neuron)
     one = ds[sorted({shade.name for shade in shaded})].isel({dim: row})

@@ -16,13 +16,14 @@ from confreg.report.wording import (
     axis_title,
     in_units,
     label,
+    labels,
     long_name,
     number,
+    over,
     plural,
     sentence,
     units,
 )
-from confreg.results import axes
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -70,9 +71,7 @@ def _section(ds: xr.Dataset, name: str) -> Section:
     lead = sentence(long_name(ds, name) or label(ds, name, unit=False))
     lead += f", of {ds.sizes[at.rows]:,} {across[0]} and {ds.sizes[at.columns]:,} {across[1]}."
     if at.averaged:
-        over = " and ".join(dim.replace("_", " ") for dim in at.averaged)
-        kept = "kept " if axes.text(ds) in at.averaged and "keep" in ds.coords else ""
-        lead += f" Mean over {kept}{over}."
+        lead += f" Mean over {over(ds, at.averaged)}."
     caption = f"{sentence(label(ds, name, unit=False))} by {at.rows} and {at.columns}."
     caption = caption.replace("_", " ")
     if found.block != (1, 1):
@@ -161,7 +160,7 @@ def heat_map(ds: xr.Dataset, name: str, found: Grid | None = None) -> go.Figure:
     at = place(ds, name)
     found = grid(ds, name) if found is None else found
     down, right = found.block
-    y, x = _named(axes.texts(ds, at.rows), down), _named(axes.texts(ds, at.columns), right)
+    y, x = _named(labels(ds, at.rows), down), _named(labels(ds, at.columns), right)
     figure = go.Figure()
     for layer, (text, unit) in enumerate(layers(ds, name, at)):
         cells = found.cells[:, :, layer]
@@ -229,7 +228,7 @@ def _ticks(names: list[str], most: int) -> dict[str, list]:
 
 
 def _pairs(ds: xr.Dataset, at: Place, found: Grid, named: list[tuple[str, str]]) -> Table:
-    down, across = axes.texts(ds, at.rows), axes.texts(ds, at.columns)
+    down, across = labels(ds, at.rows), labels(ds, at.columns)
     columns = [Column(at.columns.replace("_", " "), text=True)]
     columns += [Column(in_units(text, unit)) for text, unit in named]
     rows = []

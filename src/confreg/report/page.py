@@ -249,7 +249,9 @@ def _axes(ds: xr.Dataset) -> str:
     """Say how long the axes are that no other fact speaks of, and from where to where they go."""
     found = []
     for dim in axes.of_kind(ds, "subject"):
-        if dim not in ("neuron", "set") and ds.sizes[dim]:
+        crossed = any(dim in v.dims and v.ndim > 1 for v in ds.data_vars.values())
+        tell = crossed or dim == axes.main_subject(ds)
+        if tell and dim not in ("neuron", "set") and ds.sizes[dim]:
             names = axes.texts(ds, dim)
             found.append(f"{len(names):,} {plural(ds, dim)}, {names[0]} to {names[-1]}")
     return "; ".join(found)

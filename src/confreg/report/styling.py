@@ -31,6 +31,9 @@ LAYERS = [[0, BLUE], [0.35, GREEN], [0.65, SAND], [1, RED]]
 SIGNED = [[0, "#2670c4"], [0.25, "#8fb6de"], [0.5, "#f4f4f1"], [0.75, "#eca283"], [1, "#de5424"]]
 """Changes: below 0, none, above 0."""
 
+CHANGES = [[0, BLUE], [0.5, "#b4bac2"], [1, "#de5424"]]
+"""The same for points, which must be seen where there is no change."""
+
 UNSIGNED = [[0, "#f4f4f1"], [0.25, "#b9d3e8"], [0.6, "#4a86bd"], [1, "#173a66"]]
 """Cells of a heat map that has no negative number."""
 

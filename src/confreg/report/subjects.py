@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from confreg.report import contexts
+from confreg.report import contexts, wording
 from confreg.report.columns import Measured, is_spelled_out, known_labels, measured
 from confreg.report.placing import shown_as
 from confreg.report.sections import (
@@ -18,7 +18,7 @@ from confreg.report.sections import (
     Section,
     Table,
 )
-from confreg.report.styling import CYCLE, GREY, SHARES, SIGNED, styled
+from confreg.report.styling import CHANGES, CYCLE, SHARES, styled
 from confreg.report.wording import axis_title, number, percent, plural, sentence
 from confreg.results import axes, tables, vocabulary
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 EXPLORED = 6_000  # points of a plot whose axes are chosen by the reader
+EXPLORED_FROM = 5  # fewer points than that are read off the table
 PANELS = 24  # lines along a scale, one a panel
 
 
@@ -90,8 +91,11 @@ def _ranking(numbers: list[Measured]) -> Measured | None:
         for column in numbers:
             if tables.split_column(column.key)[0] == wanted:
                 return column
-    sizes = [column for column in numbers if column.key.startswith("mean |")]
-    return (sizes or numbers or [None])[0]
+    for start in ("largest |", "mean |"):
+        for column in numbers:
+            if column.key.startswith(start):
+                return column
+    return numbers[0] if numbers else None
 
 
 def _order(ds: xr.Dataset, dim: str, by: Measured | None, numbers: list[Measured]) -> list[int]:
@@ -125,7 +129,7 @@ def _table(
     options: Options,
     is_main: bool,
 ) -> Table:
-    labels = axes.texts(ds, dim)
+    labels = wording.labels(ds, dim)
     detailed = set(contexts.shown(ds, options)) if is_main else set()
     scale = axes.is_scale(ds, dim)
     headings = [Column(c.label, c.hint, c is by and not scale, not c.is_number) for c in columns]
@@ -189,7 +193,7 @@ def _explored(
     columns = [*columns, *known_labels(ds, dim)]
     count = ds.sizes[dim]
     numbers = [c for c in columns if c.is_number and np.isfinite(c.values).any()]
-    if len(numbers) < 2 or count < 3:
+    if len(numbers) < 2 or count < EXPLORED_FROM:
         return None
     rows = _sample(by, count)
     offered = [c for c in columns if c in numbers or c.is_category]
@@ -202,26 +206,21 @@ def _explored(
         "x": 0,
         "y": 1,
         "colour": 2 if len(offered) > 2 else -1,
-        "labels": _some(labels, rows),
+        "labels": [labels[row] for row in rows],
         "columns": [
             {
                 "label": c.label,
                 "hint": c.hint,
                 "number": c.is_number,
-                "values": _short(c.values[rows]) if c.is_number else _some(c.texts, rows),
+                "values": _short(c.values[rows]) if c.is_number else [c.texts[row] for row in rows],
             }
             for c in sorted(offered, key=lambda c: not c.is_number)
         ],
         "layout": styled(go.Figure()).to_plotly_json()["layout"],
-        "scales": {"signed": SIGNED, "unsigned": SHARES},
+        "scales": {"signed": CHANGES, "unsigned": SHARES},
         "cycle": CYCLE,
         "plain": CYCLE[0],
-        "none": GREY,
     }
-
-
-def _some(texts: list[str], rows: np.ndarray) -> list[str]:
-    return [texts[row] for row in rows]
 
 
 def _sample(by: Measured | None, count: int) -> np.ndarray:

@@ -117,7 +117,7 @@ def passages(ds: xr.Dataset, options: Options, shown: frozenset[str]) -> list[Se
         ],
         "meanings": [sentence(long_name(ds, shade.name)) for shade in shaded],
         "quantities": [s.label for s in shaded] + [label(ds, name) for name in plain],
-        "signed": bool((np.nan_to_num(values) < 0).any()),
+        "lows": ["−" if low < 0 else "0" for low in np.nan_to_num(values).min(axis=0)],
     }
     lead = f"Where the text begins, token by token: {sum(len(w) for _, w in found):,} of "
     lead += f"{len(tokens.text):,} tokens. Point at a token to read its numbers."

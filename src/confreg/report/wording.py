@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from confreg.results import axes, vocabulary
@@ -126,6 +127,17 @@ def long_name(ds: xr.Dataset, name: str) -> str:
     return own or vocabulary.word(name).long_name
 
 
+def labels(ds: xr.Dataset, dim: str) -> list[str]:
+    """Return the labels along any axis as they are shown."""
+    return quantities(ds, dim) if axes.kind(ds, dim) == "quantity" else axes.texts(ds, dim)
+
+
+def over(ds: xr.Dataset, dims: Iterable[str]) -> str:
+    """Say over what a mean is: "kept tokens and sets"."""
+    kept = axes.text(ds) if "keep" in ds.coords else None
+    return " and ".join(("kept " if dim == kept else "") + plural(ds, dim) for dim in dims)
+
+
 def axis_title(ds: xr.Dataset, dim: str) -> str:
     """Write what an axis of a plot is: its name, its units, and what its labels are."""
     attrs = ds[dim].attrs if dim in ds.coords else {}
@@ -139,7 +151,7 @@ def plural(ds: xr.Dataset, dim: str) -> str:
     if axes.is_scale(ds, dim) and axes.labels(ds, dim).dtype.kind == "f":
         return f"values of {dim.replace('_', ' ')}"
     text = dim.replace("_", " ")
-    if text.endswith(("x", "s")):
+    if text.endswith(("x", "s")) or len(text) == 1:
         return f"entries of {text}"
     return text[:-1] + "ies" if text.endswith("y") else text + "s"
 
