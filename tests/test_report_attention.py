@@ -59,7 +59,8 @@ def test_the_effects_of_each_set_are_in_its_own_column(ds):
 
 
 def test_the_table_is_the_dataset(ds):
-    columns, rows, _ = parts(ds)["watched"].data
+    table = parts(ds)["watched"].data
+    columns, rows = table.columns, table.rows
     titles = [column.title for column in columns]
     joint, controls = attention.together(ds)
     assert ds["set_size"].values[joint] == 2
@@ -85,7 +86,7 @@ def test_the_table_is_the_dataset(ds):
 
 def test_pages_of_less(ds, tmp_path):
     bare = ds.drop_vars(["activation", "activation_change", "effects"])
-    titles = [column.title for column in parts(bare)["watched"].data[0]]
+    titles = [column.title for column in parts(bare)["watched"].data.columns]
     assert "first" not in titles
     remote = ds.drop_dims(["model_layer", "head"])
     assert "prefix" not in parts(remote)

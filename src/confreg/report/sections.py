@@ -90,10 +90,6 @@ class Table:
     noun: str
     ids: bool = False
 
-    def __iter__(self):
-        """Unpack as columns, rows and noun."""
-        return iter((self.columns, self.rows, self.noun))
-
 
 @dataclass(frozen=True)
 class Section:
