@@ -13,6 +13,7 @@ from rich.table import Table
 
 from confreg.errors import ConfregError
 from confreg.report.columns import described, means
+from confreg.report.subjects import ranking
 from confreg.report.wording import long_name, mediator, plural, units
 from confreg.results import axes, tables, vocabulary
 
@@ -70,10 +71,14 @@ def print_top(ds: xr.Dataset, by: str = "te_mediated", n: int = 10, smallest: bo
 
 def _print_rows(ds: xr.Dataset, subject: str, by: str, n: int, smallest: bool) -> None:
     frame = ds.confreg.table()
+    found = []
     if tables.rank_by(frame) is None:  # means of what there is stand in
         found = [column for column in means(ds, subject) if column.is_number]
         frame = frame.assign(**{column.label: column.values for column in found})
     given = by if by in frame or by != "te_mediated" else _usual(frame)
+    if found and given != by:
+        first = ranking(found)
+        given = first.label if first else given
     if given is None:
         _console().print(f"{_title(ds)}: {ds.sizes[subject]} {plural(ds, subject)}, no numbers.")
         return

@@ -63,7 +63,7 @@ def _section(
     if axes.is_scale(ds, dim) and numbers:
         caption = f"Everything that is one number per {dim.replace('_', ' ')}, against it."
         figures = [Figure(f"lines-{dim}", lines(ds, dim, numbers), caption, wide=True)]
-    by = _ranking(numbers)
+    by = ranking(numbers)
     rows = _order(ds, dim, by, numbers)
     table = _table(ds, dim, [*labels, *columns], rows, by, options, is_main)
     data = {"table": table, "explore": _explored(ds, dim, columns, by)}
@@ -85,7 +85,7 @@ def _title(ds: xr.Dataset, dim: str, is_main: bool) -> str:
     return f"By {dim.replace('_', ' ')}" if axes.is_scale(ds, dim) else sentence(many)
 
 
-def _ranking(numbers: list[Measured]) -> Measured | None:
+def ranking(numbers: list[Measured]) -> Measured | None:
     """Return the column by which rows are ranked, as :func:`confreg.results.tables.rank_by`."""
     for wanted in vocabulary.RANKED_BY:
         for column in numbers:

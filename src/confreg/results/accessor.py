@@ -64,8 +64,9 @@ class Accessor:
     def select(self, **labels: Any) -> xr.Dataset:
         """The entries that carry all the given labels, along however many axes.
 
-        xarray's own ``sel`` knows one label an axis; this selects by every coordinate along an
-        axis, several at once: ``select(layer=11, index=584)``,
+        xarray's own ``sel`` knows one label an axis (or those of
+        :func:`confreg.results.index.index`); this selects by every coordinate along an axis,
+        several at once: ``select(layer=11, index=584)``,
         ``select(set_kind="chosen", set_deviation=[0, 1])``, ``select(layer=11, sequence=0)``.
 
         Parameters
@@ -76,9 +77,8 @@ class Accessor:
         Returns
         -------
         xarray.Dataset
-            An axis is dropped, as by ``sel``, if single values were asked for along it and
-            one entry has them, and these labels are of no other entry by design: its own
-            label, or two labels or more. Otherwise it is kept, in its order.
+            An axis is dropped, as by ``sel``, if one entry is left and it was asked for by
+            single values of its own label, or of two labels or more. Otherwise it is kept.
 
         Raises
         ------
