@@ -75,11 +75,13 @@ def _tidy(ds: xr.Dataset) -> xr.Dataset:
     def ordered(names: Iterable[Hashable]) -> list[str]:
         return sorted(map(str, names), key=lambda name: (rank.get(name, len(rank)), name))
 
-    text = {
-        name: ds[name].astype(object) if ds[name].dtype.kind in "OUT" else ds[name]
-        for name in ordered(ds.coords)
-    }
-    return ds.drop_vars(text).assign_coords(text)[ordered(ds.data_vars)]
+    def plain(name: str) -> xr.Variable:
+        found = ds[name].variable
+        return found.astype(object) if found.dtype.kind in "OUT" else found
+
+    labels = {name: plain(name) for name in ordered(ds.coords)}
+    variables = {name: plain(name) for name in ordered(ds.data_vars)}
+    return ds.drop_vars(labels).assign(variables).assign_coords(labels)[list(variables)]
 
 
 @contextmanager
