@@ -1,7 +1,7 @@
 """How purely an ablation acts as a temperature."""
 
 import numpy as np
-import plain
+import oracle
 import pytest
 import torch
 import zoo
@@ -79,7 +79,7 @@ def change(checkpoint, words, out, architecture, **options):
 @pytest.mark.parametrize("engine", ["exact", "forward"])
 def test_the_recipe_s_is_the_oracle_s(checkpoint, words, tmp_path, architecture, engine):
     ds = change(checkpoint, words, tmp_path / "o.zarr", architecture, engine=engine)
-    judge = plain.Plain(zoo.tiny(architecture)[0])
+    judge = oracle.Oracle(zoo.tiny(architecture)[0])
     for s in np.unique(ds["sequence"]):
         here = ds.isel(token=ds["sequence"].values == s)
         ids = torch.from_numpy(here["token_id"].values)[None]

@@ -69,7 +69,9 @@ def test_ablated_heads_are_the_masked_ones(architecture):
             block["activation_change"][number].double(), change, rtol=1e-4, atol=5e-4
         )
         kept = change[(torch.arange(ids.numel()) + 1) % ids.shape[1] != 0]
-        torch.testing.assert_close(block["activation_change_sum"][number], kept.sum(0), rtol=1e-3, atol=5e-3)
+        torch.testing.assert_close(
+            block["activation_change_sum"][number], kept.sum(0), rtol=1e-3, atol=5e-3
+        )
         torch.testing.assert_close(
             block["activation_change_abs_sum"][number], kept.abs().sum(0), rtol=1e-3, atol=5e-3
         )

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
+import declared
 import heads_oracle
 import numpy as np
-import plain
+import oracle
 import pytest
 import torch
 import zoo
-from confreg.execution import prefix, remote
-from confreg.execution import run as running
+from resuming import digest
 
 import confreg
 from confreg import cli, models
 from confreg.errors import ConfregError
-from confreg.results import schema, store
+from confreg.steps import prefix
+from confreg.sweep.store import Store
 from confreg.tokens import repeats
 
 SMALL = {
@@ -44,7 +42,7 @@ def test_every_set_is_the_oracle_s(checkpoint, words, tmp_path, architecture, la
         checkpoint, words, tmp_path / "o.zarr", architecture,
         neurons=f"{layer}.3,{layer}.9,{layer}.30", activations=True, layer=layer,
     )  # fmt: skip
-    schema.validate(ds)
+    declared.validate(ds)
     # Two heads, both together, and two controls of each: all of them ran.
     assert ds["set"].values.tolist() == [
         "0.1", "random-0.0", "random-0.1", "1.3", "random-1.0", "random-1.1",
@@ -176,11 +174,6 @@ def test_reductions_only(checkpoint, words, tmp_path):
         np.testing.assert_array_equal(reduced[name], whole[name])
 
 
-def digest(path: Path) -> dict[str, str]:
-    files = sorted(f for f in path.rglob("*") if f.is_file())
-    return {str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-
-
 @pytest.mark.parametrize(
     ("heads", "name", "after"),
     [("top:2", "write_unit", 0), ("top:2", "write_unit", 3), ("top:2", "write", 0),
@@ -189,29 +182,27 @@ def digest(path: Path) -> dict[str, str]:
 def test_a_killed_run_resumes_to_the_same_bytes(
     checkpoint, words, tmp_path, monkeypatch, heads, name, after
 ):
-    from confreg.execution import plan
-
-    monkeypatch.setattr(plan, "FORWARD_NEURONS", 4)
-    options = {"heads": heads, "activations": True}
+    options = {"heads": heads, "activations": True, "unit_copies": 4}
     out = tmp_path / "run.zarr"
     run(checkpoint, words, out, **options)
     whole = digest(out)
     out.rename(tmp_path / "whole.zarr")
 
-    real, left = getattr(store.Store, name), [after]
+    real, left = getattr(Store, name), [after]
 
     def dies(self, *given):
         if not left[0]:
             raise KeyboardInterrupt
         left[0] -= 1
-        real(self, *given)
+        return real(self, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.Store, name, dies)
+        patch.setattr(Store, name, dies)
         with pytest.raises(KeyboardInterrupt):
             run(checkpoint, words, out, **options)
-    if heads == "top:2":  # heads that were scored are not scored again
-        monkeypatch.setattr(running, "score_heads", None)
+    scored = Store(out).done("00_prefix_scores").all()
+    if scored and heads == "top:2":  # heads that were scored are not scored again
+        monkeypatch.setattr(prefix, "attention_to_prefixes", None)
     run(checkpoint, words, out, **options)
     assert digest(out) == whole
 
@@ -225,38 +216,37 @@ def test_a_finished_run_is_neither_scored_nor_run_again(checkpoint, words, tmp_p
 
 
 def test_halves_join_to_the_whole(checkpoint, words):
-    from confreg.execution import batches
-
     model = models.load(str(checkpoint("llama")))
-    plan = confreg.make_plan(
+    plan = confreg.plan(
         "bos_ablation", model=model, text=words, heads="0.1,1.3", neurons="2:3-9",
         activations=True, **SMALL,
     )  # fmt: skip
-    batch = batches.make_batch(plan, 0, 0, None)
+    layout = plan.layout("effects")
+    (spans,) = layout.units()
+    first, second, axis = layout.halves(spans)
+    assert axis == "set"  # all of the text is watched: it is not cut
+    assert first.size + second.size == spans.size
 
     def measure(part):
         with torch.no_grad():
-            return plan.request.recipe.measure(model, part, **plan.parameters)
+            block = layout.step.trace(model, layout.step.unit(part, {}))
+        return layout.check(block, part)
 
-    whole, (first, second) = measure(batch), remote.halves(batch)
-    assert first.count() + second.count() == batch.count()
-    joined = remote.join(measure(first), measure(second), "set")
+    whole, joined = measure(spans), layout.join(measure(first), measure(second), axis)
     assert joined.keys() == whole.keys()
     for name in whole:
-        torch.testing.assert_close(
-            torch.as_tensor(joined[name]), torch.as_tensor(whole[name]),
-            atol=2e-5, rtol=1e-4, equal_nan=True,
-        )  # fmt: skip
+        np.testing.assert_allclose(joined[name], whole[name], atol=2e-5, rtol=1e-4, err_msg=name)
 
 
 def test_a_plan_counts_heads_that_are_not_known(checkpoint, words, capsys, tmp_path):
     options = {k: v for k, v in SMALL.items() if k != "progress"} | {"random_sets": 3}
     given = {"model": str(checkpoint("llama")), "text": words, "neurons": "2.3", **options}
-    plan = confreg.make_plan("bos_ablation", **given)
-    assert len(plan.sets) == 4 * (1 + 3)  # three heads, and the three together
-    assert plan.unscored
-    named = confreg.make_plan("bos_ablation", heads="0.1,1.3", **given)
-    assert len(named.sets) == 3 * (1 + 3)
+    plan = confreg.plan("bos_ablation", **given)
+    assert len(plan.axes["set"]) == 4 * (1 + 3)  # three heads, and the three together
+    assert not plan.layout("effects").step.over[0].is_known
+    named = confreg.plan("bos_ablation", heads="0.1,1.3", **given)
+    assert len(named.axes["set"]) == 3 * (1 + 3)
+    assert named.layout("effects").step.over[0].is_known
     assert named.bytes_on_disk < plan.bytes_on_disk
     arguments = [f"-p{k}={v}" for k, v in options.items() if k not in ("max_tokens",)]
     (tmp_path / "text.txt").write_text("\n".join(words))
@@ -298,7 +288,7 @@ def test_the_command_shows_sets_of_heads(checkpoint, words, tmp_path, capsys):
 def test_the_plain_forward_agrees_that_the_repeat_is_what_is_kept(checkpoint, words, tmp_path):
     ds = run(checkpoint, words, tmp_path / "o.zarr")
     ids = torch.from_numpy(ds["token_id"].values.reshape(2, -1))
-    loss = plain.loss(plain.Plain(zoo.tiny("llama")[0]).forward(ids)[0], ids)
+    loss = oracle.loss(oracle.Oracle(zoo.tiny("llama")[0]).forward(ids)[0], ids)
     np.testing.assert_allclose(ds["loss"], loss.flatten(), atol=1e-4)
     aligned, occurrence = ds["aligned"].values, ds["occurrence"].values
     assert ds["keep"].values.tolist() == ((occurrence == 1) & (aligned < 7)).tolist()
@@ -314,24 +304,16 @@ def test_damaged_scores_are_found_again(checkpoint, words, tmp_path):
 
 
 NORM_SCALE = """
-import nnsight
+from confreg.recipes.entropy_neurons import ablate
 
-from confreg import Effect, effects, recipe
+from confreg import effects, recipe, steps
 
 
-@recipe(effects=[Effect("norm_scale_total", "change of the scale", "1")], statistics=False)
-def scales(model, batch, *, layer: int = -1, ablation: float | str = 0.5):
-    down_proj, final_norm = model.down_proj(batch.layer), model.final_norm
-    unembedding, readout_spec = model.unembedding, model.readout
-    with model.trace(batch.inputs):
-        activation = down_proj.input
-        down_proj.input = effects.ablate(activation, batch)
-        residual = final_norm.input
-        logits = unembedding.output
-        readout = effects.read_readout(final_norm, unembedding, residual, **readout_spec)
-        block = effects.measure(batch, readout, None, activation, residual, logits)
-        nnsight.save(block)
-    return block
+@recipe(effects=[effects.norm_scale.total])
+def scales(study, *, layer: int = -1, ablation: float | str = 0.5):
+    tokens, neurons = study.tokens(), study.neurons(layer)
+    value = steps.ablation_value(study, neurons, tokens, ablation)
+    return steps.ablation(study, ablate, neurons, tokens, effects=study.effects(), to=value)
 """
 
 
@@ -341,7 +323,7 @@ def test_the_norm_scale_is_an_effect_of_neurons_too(checkpoint, words, tmp_path)
                "max_tokens": 16, "sequence_length": 16, "progress": False}  # fmt: skip
     ds = confreg.run(tmp_path / "scales.py", out=tmp_path / "o.zarr", **options).load()
     assert ds.attrs["engine"] == "forward"
-    judge, ids = plain.Plain(zoo.tiny("llama")[0]), torch.from_numpy(ds["token_id"].values)[None]
+    judge, ids = oracle.Oracle(zoo.tiny("llama")[0]), torch.from_numpy(ds["token_id"].values)[None]
 
     def replaced(hidden):
         hidden[..., 7] = 0.5
@@ -350,4 +332,4 @@ def test_the_norm_scale_is_an_effect_of_neurons_too(checkpoint, words, tmp_path)
     change = judge.scale(ids, {judge.down.format(2): replaced}) - judge.scale(ids)
     np.testing.assert_allclose(ds["effects"].values.ravel(), change[0], atol=1e-5)
     with pytest.raises(ConfregError, match="reads effects off logits"):
-        confreg.make_plan(tmp_path / "scales.py", engine="exact", **options)
+        confreg.plan(tmp_path / "scales.py", engine="exact", **options)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import declared
 import numpy as np
-import plain
+import oracle
 import pytest
 import torch
 import zoo
 
 import confreg
 from confreg.errors import ConfregError
-from confreg.results import schema
 
 NEURONS = (3, 9, 30)
 
@@ -38,13 +38,15 @@ def reciprocal_rank(logits, ids):
 @pytest.mark.parametrize("layer", [2, 1])
 def test_tokens_above_the_mean_are_the_oracle_s(checkpoint, words, tmp_path, architecture, layer):
     ds = run(checkpoint, words, tmp_path / "o.zarr", architecture, layer=layer)
-    schema.validate(ds)
-    judge = plain.Plain(zoo.tiny(architecture)[0])
+    declared.validate(ds)
+    judge = oracle.Oracle(zoo.tiny(architecture)[0])
     texts = [
         torch.from_numpy(ds["token_id"].values[ds["sequence"].values == s])[None]
         for s in np.unique(ds["sequence"])
     ]
-    active = torch.cat([judge.neurons(ids, layer).flatten(0, -2) for ids in texts])[:, NEURONS].T
+    active = torch.cat([judge.activations(ids, layer).flatten(0, -2) for ids in texts])[
+        :, NEURONS
+    ].T
     mean = active.mean(1)
     np.testing.assert_allclose(ds["mean_activation"], mean, atol=1e-5)
     np.testing.assert_allclose(ds["activation"], active, atol=1e-4)
@@ -59,8 +61,8 @@ def test_tokens_above_the_mean_are_the_oracle_s(checkpoint, words, tmp_path, arc
         for ids in texts:
             clean, _ = judge.forward(ids)
             ablated = judge.replaced(ids, layer, {neuron: mean[i]})
-            rows["loss_total"].append((plain.loss(ablated, ids) - plain.loss(clean, ids))[0])
-            rows["entropy_total"].append((plain.entropy(ablated) - plain.entropy(clean))[0])
+            rows["loss_total"].append((oracle.loss(ablated, ids) - oracle.loss(clean, ids))[0])
+            rows["entropy_total"].append((oracle.entropy(ablated) - oracle.entropy(clean))[0])
             (before, near), (after, close) = (reciprocal_rank(x, ids) for x in (clean, ablated))
             rows["reciprocal_rank_total"].append(after - before)
             margins.append(torch.minimum(near, close))

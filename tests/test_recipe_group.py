@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import declared
 import numpy as np
 import oracle
-import plain
 import pytest
 import torch
 import zoo
@@ -12,7 +12,6 @@ import zoo
 import confreg
 from confreg import cli
 from confreg.errors import ConfregError
-from confreg.results import schema
 
 
 def run(checkpoint, words, out, architecture="llama", **options):
@@ -32,14 +31,14 @@ def test_sets_are_the_oracle_s(checkpoint, words, tmp_path, architecture, engine
         checkpoint, words, tmp_path / "o.zarr", architecture, engine=engine, layer=layer,
         neurons=chosen, random_sets=1, deviations="0,1.5",
     )  # fmt: skip
-    schema.validate(ds)
+    declared.validate(ds)
     network = zoo.tiny(architecture)[0]
-    judge, pinning = plain.Plain(network), oracle.Oracle(network)
+    judge = oracle.Oracle(network)
     texts = [
         torch.from_numpy(ds["token_id"].values[ds["sequence"].values == s])[None]
         for s in np.unique(ds["sequence"])
     ]
-    active = torch.cat([judge.neurons(ids, layer).flatten(0, -2) for ids in texts])
+    active = torch.cat([judge.activations(ids, layer).flatten(0, -2) for ids in texts])
     mean, spread = active.mean(0), active.std(0, correction=0)
     index = ds["index"].values
     np.testing.assert_allclose(ds["ablation_value"], mean[index], atol=1e-5)
@@ -53,7 +52,7 @@ def test_sets_are_the_oracle_s(checkpoint, words, tmp_path, architecture, engine
             hidden[..., members] = values[members]
             return hidden
 
-        found = [pinning.edited(ids, layer, replace) for ids in texts]
+        found = [judge.edited(ids, judge.down.format(layer), replace) for ids in texts]
         for name in names:
             mine = ds["effects"].isel(set=i).sel(effect=name)
             truth = torch.cat([one[name] for one in found])

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import functools
 
+import declared
 import numpy as np
 import oracle
-import plain
 import pytest
 import torch
 import zoo
-from confreg.declaration import find
-from confreg.execution import batches
-from confreg.execution.plan import Request, make_plan
+from resuming import digest
 
 import confreg
-from confreg import cli, models, tokens
+from confreg import cli, models
 from confreg.errors import ConfregError
-from confreg.results import schema
+from confreg.sweep.store import Store
 
 NAMES = ["loss_total", "loss_direct", "entropy_total", "entropy_direct"]
 
@@ -54,10 +52,10 @@ def test_sets_are_the_oracle_s(checkpoint, words, tmp_path, architecture, engine
         checkpoint, words, tmp_path / "o.zarr", architecture, engine=engine, layer=layer,
         neurons=f"{layer}.3,{layer}.9,{layer}.30", random_sets=1, separator="w5 w6",
     )  # fmt: skip
-    schema.validate(ds)
+    declared.validate(ds)
     network = zoo.tiny(architecture)[0]
-    judge, pinning = plain.Plain(network), oracle.Oracle(network)
-    active = [judge.neurons(ids, layer).flatten(0, -2) for ids in texts(ds)]
+    judge = oracle.Oracle(network)
+    active = [judge.activations(ids, layer).flatten(0, -2) for ids in texts(ds)]
     over = [occurrences(ids, 6, between=2) for ids in texts(ds)]
     first, second = (
         torch.cat([a[torch.from_numpy(o[n])] for a, o in zip(active, over)]).mean(0) for n in (0, 1)
@@ -83,7 +81,7 @@ def test_sets_are_the_oracle_s(checkpoint, words, tmp_path, architecture, engine
                 hidden[..., m] = torch.where(touched, mean.to(now), now)
             return hidden
 
-        found = [pinning.edited(ids, layer, replace) for ids in texts(ds)]
+        found = [judge.edited(ids, judge.down.format(layer), replace) for ids in texts(ds)]
         for name in NAMES:
             mine = ds["effects"].isel(set=i).sel(effect=name)
             truth = torch.cat([one[name] for one in found])
@@ -156,21 +154,23 @@ def test_the_share_of_random_sets_that_do_as_much(checkpoint, words, tmp_path):
 def test_clipped_sets_travel(checkpoint, words):
     """Serialised and deserialised, as a server gets it."""
     model = models.load(str(checkpoint("llama")))
-    table = tokens.repeats.of_text(tokens.read(words), model.tokenizer, 6, count=2)
-    parameters = {"random_sets": 1}
     for engine in ("exact", "forward"):
-        request = Request(
-            recipe=find("induction"), model=model.name, engine=engine, neurons="2.3,2.9",
-            parameters=parameters,
+        plan = confreg.plan(
+            "induction", model=model, text=words, engine=engine, neurons="2.3,2.9",
+            random_sets=1, length=6, count=2,
         )  # fmt: skip
-        plan = make_plan(request, model.description, table)
-        values = np.ones((2, len(plan.neurons)), dtype=np.float32)
-        batch = batches.make_batch(plan, 0, 0, values)
+        layout, n = plan.layout("effects"), len(plan.axes["neuron"])
+        stored = {
+            "ablation_value": np.ones(n, dtype=np.float32),
+            "mean_first": np.ones(n, dtype=np.float32),
+            "mean_second": np.full(n, 2, dtype=np.float32),
+        }
+        unit = layout.step.unit(layout.units()[0], stored)
         found = []
         for options in ({}, {"remote": "local"}):
             model.trace = functools.partial(model.nn.trace, use_cache=False, **options)
             with torch.no_grad():
-                found.append(request.recipe.measure(model, batch, **plan.parameters))
+                found.append(layout.step.trace(model, unit))
         torch.testing.assert_close(found[0]["effects"], found[1]["effects"], equal_nan=True)
 
 
@@ -192,7 +192,7 @@ def test_other_repeats(checkpoint, words, tmp_path, kind):
         before, after = (["w70", "w71"], ["w70" if alike else "w72", "w71"])
         documents.append(" ".join(["w80", "w81", "w82", *a, *before, *a, *after]))
     ds = run(checkpoint, documents, tmp_path / "o.zarr", repeats=kind, ngram=4, max_tokens=40)
-    schema.validate(ds)
+    declared.validate(ds)
     assert set(ds["occurrence"].values) == {-1, 0, 1}
     assert set(ds["matched"].values) == {True, False}
     np.testing.assert_array_equal(ds["keep"], ds["compared"] & (ds["occurrence"] == 1))
@@ -203,12 +203,8 @@ def test_other_repeats(checkpoint, words, tmp_path, kind):
 
 
 def test_a_run_that_is_killed_ends_with_the_same_bytes(checkpoint, words, tmp_path, monkeypatch):
-    from confreg.execution import plan
-    from confreg.results.store import Store
-    from test_resume import digest
-
-    monkeypatch.setattr(plan, "UNIT_TOKENS", 16)
-    out, options = tmp_path / "o.zarr", {"command_line": "same", "engine": "forward"}
+    out = tmp_path / "o.zarr"
+    options = {"command_line": "same", "engine": "forward", "unit_tokens": 16}
     run(checkpoint, words, out, **options)
     whole = digest(out)
     write_unit, write = Store.write_unit, Store.write
@@ -219,7 +215,7 @@ def test_a_run_that_is_killed_ends_with_the_same_bytes(checkpoint, words, tmp_pa
             left[0] -= 1
             if left[0] < 0:
                 raise KeyboardInterrupt
-            real(self, *args)
+            return real(self, *args)
 
         out.rename(tmp_path / f"before-{name}")
         monkeypatch.setattr(Store, name, dying)

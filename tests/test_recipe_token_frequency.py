@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import plain
+import oracle
 import pytest
 import torch
 import zoo
@@ -51,7 +51,7 @@ def test_effects_are_the_oracle_s(checkpoint, words, tmp_path, architecture, eng
     network, tokenizer = zoo.tiny(architecture)
     table = tokens.cut(tokens.read(words), tokenizer, LENGTH, 60)
     p, v = direction(words, tokenizer)
-    judge = plain.Plain(network)
+    judge = oracle.Oracle(network)
     for s, sequence in enumerate(table.sequences):
         ids = torch.from_numpy(sequence)[None]
         here = ds.isel(token=ds["sequence"].values == s)
@@ -62,9 +62,9 @@ def test_effects_are_the_oracle_s(checkpoint, words, tmp_path, architecture, eng
             total = judge.replaced(ids, layer, {neuron: value})
             frozen = total + ((clean - total) @ v)[..., None] * v
             truth = {
-                "loss_total": plain.loss(total, ids) - plain.loss(clean, ids),
-                "loss_frequency_direct": plain.loss(frozen, ids) - plain.loss(clean, ids),
-                "entropy_total": plain.entropy(total) - plain.entropy(clean),
+                "loss_total": oracle.loss(total, ids) - oracle.loss(clean, ids),
+                "loss_frequency_direct": oracle.loss(frozen, ids) - oracle.loss(clean, ids),
+                "entropy_total": oracle.entropy(total) - oracle.entropy(clean),
                 "kl_frequency_total": kl(p, total) - kl(p, clean),
                 "kl_frequency_frequency_direct": kl(p, frozen) - kl(p, clean),
             }
@@ -78,7 +78,7 @@ def test_effects_are_the_oracle_s(checkpoint, words, tmp_path, architecture, eng
 def test_cosines_of_every_layer(checkpoint, words, tmp_path, architecture):
     ds = run(checkpoint, words, tmp_path / "o.zarr", architecture, all_layers=True)
     network, tokenizer = zoo.tiny(architecture)
-    judge = plain.Plain(network)
+    judge = oracle.Oracle(network)
     _, v = direction(words, tokenizer)
     norm = judge.network.get_submodule(judge.norm).weight.detach()
     gain = norm + 1 if architecture == "gemma" else norm

@@ -177,9 +177,7 @@ def test_sigkill_where_variables_are_added_over_tokens(checkpoint, tmp_path, tex
     (tmp_path / "sums.py").write_text(SUMS)
     out = tmp_path / "run.zarr"
     more = ("--neurons", "2:0-11", "--max-tokens", "160")
-    whole = killed(
-        command(str(tmp_path / "sums.py"), checkpoint("llama"), text, out, *more), out
-    )
+    whole = killed(command(str(tmp_path / "sums.py"), checkpoint("llama"), text, out, *more), out)
     assert any("product" in name and name.startswith("work/00_moments/") for name in whole)
     ds = confreg.open(out).load()
     values = ds["values"].values.astype(np.float64)

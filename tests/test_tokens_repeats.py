@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import zoo
@@ -9,6 +11,7 @@ import zoo
 from confreg import tokens
 from confreg.errors import ConfregError
 from confreg.tokens import repeats
+from confreg.tokens.axis import text_axis
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +33,8 @@ def by_sequence(table):
 
 def check(table, length):
     """What holds of every table of repeats, which are returned."""
-    found = table.repeats
-    assert found is not None
+    found = SimpleNamespace(**table.marks)
+    found.first = text_axis(table).over("first")
     np.testing.assert_array_equal(np.concatenate(table.sequences), table.token_id)
     np.testing.assert_array_equal(table.keep, found.compared & (found.occurrence == 1))
     np.testing.assert_array_equal(found.occurrence < 0, found.aligned < 0)

@@ -65,18 +65,17 @@ class HeadOracle(oracle.Oracle):
                 hook.remove()
 
     def measured(self, ids: torch.Tensor, heads: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
-        """Changes of loss and entropy, total and direct, and of the norm scale: (rows, length)."""
-        clean, scale = self._pass(ids)
+        """Effects, total and direct, and the change of the norm scale: (rows, length)."""
+        clean, scale = self.scaled(ids)
         with self.first_only(heads):
-            total, after = self._pass(ids)
-            direct, _ = self._pass(ids, pinned=scale)
-        before = oracle._measures(clean, ids)
-        found = {"norm_scale_total": (after - scale)[..., 0]}
-        for variant, logits in (("total", total), ("direct", direct)):
-            measures = oracle._measures(logits, ids)
-            for name in ("loss", "entropy"):
-                found[f"{name}_{variant}"] = measures[name] - before[name]
-        return found
+            total, after = self.scaled(ids)
+            direct, _ = self.forward(ids, pinned=scale)
+        found = {
+            **oracle.changes(clean, total, ids, "total"),
+            **oracle.changes(clean, direct, ids, "direct"),
+            "norm_scale_total": after - scale,
+        }
+        return {name: change.view(ids.shape) for name, change in found.items()}
 
     def patterns(self, ids: torch.Tensor, layer: int) -> torch.Tensor:
         """Attention of a GPT-2 or Llama layer, (rows, heads, length, length), from its q and k."""
@@ -93,7 +92,7 @@ class HeadOracle(oracle.Oracle):
             )
             for name, projection in projections.items()
         ]
-        self._logits(ids)
+        self.forward(ids)
         for hook in hooks:
             hook.remove()
         if "c_attn" in seen:

@@ -1,9 +1,8 @@
-"""What ablating a neuron does, found without confreg and without nnsight.
+"""Predictions of edited models, found without confreg and without nnsight.
 
-A plain transformers forward, in float64 unless told, with torch hooks: one replaces a neuron's
-activation (an input of the down-projection), another pins the final norm's scale for the direct
-effect.
-Module paths are written out here, not taken from confreg's table.
+A plain transformers forward, in float64 unless told, with torch hooks: some change what goes into
+modules, another pins the final norm's scale for the direct effect. Module paths are written out
+here, not taken from confreg's table.
 """
 
 from __future__ import annotations
@@ -14,8 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
+Edit = Callable[[torch.Tensor], torch.Tensor]
+
 _LLAMA = ("model.layers.{}.mlp.down_proj", "model.norm")
 
+# The down-projection of a layer, and the final norm.
 PATHS = {
     "gpt2": ("transformer.h.{}.mlp.c_proj", "transformer.ln_f"),
     "gpt_neox": ("gpt_neox.layers.{}.mlp.dense_4h_to_h", "gpt_neox.final_layer_norm"),
@@ -55,118 +57,167 @@ class Ablation:
 
 
 class Oracle:
-    """Ablations of one transformers model."""
+    """A transformers model whose module inputs can be read and changed.
+
+    ``down`` and ``layer`` are paths with a place for the layer's number, ``norm`` is one without.
+    """
 
     def __init__(self, network: torch.nn.Module, dtype: torch.dtype = torch.float64) -> None:
         self.network = copy.deepcopy(network).to(dtype).eval()
         self.kind = network.config.model_type
-        self.down, norm = PATHS[self.kind]
-        self.norm = self.network.get_submodule(norm)
+        self.down, self.norm = PATHS[self.kind]
+        self.layer = self.down.partition("{}")[0] + "{}"
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        edits: dict[str, Edit] | None = None,
+        read: tuple[str, ...] = (),
+        pinned: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Logits in float64, and the inputs of the modules in ``read``, as they are after edits.
+
+        ``edits`` change module inputs; ``pinned`` (rows, length) is the final norm's divisor in
+        place of its own.
+        """
+        edits, seen, hooks = edits or {}, {}, []
+
+        def before(path):
+            def hook(module, args):
+                hidden = edits[path](_copy(args[0])) if path in edits else args[0]
+                seen[path] = hidden
+                return (hidden, *args[1:])
+
+            return hook
+
+        def pin(module, args, output):
+            bias = getattr(module, "bias", None)
+            bias = 0 if bias is None else bias
+            return (output - bias) * (self._divisor(args[0]) / pinned)[..., None] + bias
+
+        for path in {*edits, *read}:
+            hooks.append(self.network.get_submodule(path).register_forward_pre_hook(before(path)))
+        if pinned is not None:
+            hooks.append(self.network.get_submodule(self.norm).register_forward_hook(pin))
+        with torch.no_grad():
+            logits = self.network(input_ids=ids, use_cache=False).logits.double()
+        for handle in hooks:
+            handle.remove()
+        return logits, seen
+
+    def scaled(
+        self,
+        ids: torch.Tensor,
+        edits: dict[str, Edit] | None = None,
+        pinned: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits, and the final norm's own divisor (rows, length)."""
+        logits, seen = self.forward(ids, edits, (self.norm,), pinned)
+        return logits, self._divisor(seen[self.norm])
 
     def activations(self, ids: torch.Tensor, layer: int) -> torch.Tensor:
         """Neurons of a layer, (rows, length, width); OPT flattens rows and positions."""
-        seen = []
-        hook = self._down(layer).register_forward_pre_hook(
-            lambda module, args: seen.append(args[0].clone())
-        )
-        self._logits(ids)
-        hook.remove()
-        return seen[0]
+        path = self.down.format(layer)
+        return self.forward(ids, read=(path,))[1][path]
+
+    def scale(self, ids: torch.Tensor, edits: dict[str, Edit] | None = None) -> torch.Tensor:
+        """The final norm's divisor, (rows, length)."""
+        return self.scaled(ids, edits)[1]
+
+    def replaced(self, ids: torch.Tensor, layer: int, values: dict[int, float]) -> torch.Tensor:
+        """Logits with some neurons of a layer set to values."""
+        return self.forward(ids, {self.down.format(layer): setting(values)})[0]
 
     def ablate(
         self, ids: torch.Tensor, layer: int, neurons: list[int], values: torch.Tensor
     ) -> Ablation:
         """Effects of each neuron on each token of ``ids`` (rows, length)."""
-        clean, scale = self._pass(ids)
+        clean, scale = self.scaled(ids)
         many = ids.repeat(len(neurons), 1)
 
-        def replace(module, args):
-            hidden = args[0].clone(memory_format=torch.contiguous_format)
+        def replace(hidden):
             by_row = hidden.view(*many.shape, -1)  # OPT flattens rows and positions
             for j, neuron in enumerate(neurons):
                 by_row[j * len(ids) : (j + 1) * len(ids), :, neuron] = values[j].to(hidden.dtype)
-            return (hidden, *args[1:])
+            return hidden
 
-        hook = self._down(layer).register_forward_pre_hook(replace)
-        total, _ = self._pass(many)
-        direct, _ = self._pass(many, pinned=scale.repeat(len(neurons), 1, 1))
-        hook.remove()
-
-        before = _measures(clean, ids)
-        effects, margins = {}, [_margin(clean, ids)]
-        for name, logits in (("total", total), ("direct", direct)):
-            after = _measures(logits, many)
-            for measure in after:
-                found = after[measure].view(len(neurons), -1)
-                if measure == "top1":
-                    change = (found != before[measure].view(1, -1)).double()
-                else:
-                    change = found - before[measure].view(1, -1)
-                effects[f"{measure}_{name}"] = change
-            margins.append(_margin(logits, many).view(len(neurons), -1))
-        smallest = torch.minimum(margins[1], margins[2])
-        return Ablation(effects, torch.minimum(smallest, margins[0].view(1, -1)))
-
-    def edited(
-        self, ids: torch.Tensor, layer: int, edit: Callable[[torch.Tensor], torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
-        """Effects (rows·length,) of an ``edit`` of a layer's neurons, whatever their shape."""
-        clean, scale = self._pass(ids)
-        hook = self._down(layer).register_forward_pre_hook(
-            lambda module, args: (edit(args[0].clone()), *args[1:])
+        edits = {self.down.format(layer): replace}
+        total, _ = self.forward(many, edits)
+        direct, _ = self.forward(many, edits, pinned=scale.repeat(len(neurons), 1))
+        before = clean.repeat(len(neurons), 1, 1)
+        found = {**changes(before, total, many, "total"), **changes(before, direct, many, "direct")}
+        margins = torch.stack([_margin(logits, many) for logits in (before, total, direct)])
+        return Ablation(
+            {name: change.view(len(neurons), -1) for name, change in found.items()},
+            margins.amin(0).view(len(neurons), -1),
         )
-        total, direct = self._pass(ids)[0], self._pass(ids, pinned=scale)[0]
-        hook.remove()
-        before = _measures(clean, ids)
-        found = {}
-        for variant, logits in (("total", total), ("direct", direct)):
-            after = _measures(logits, ids)
-            for measure in ("loss", "entropy"):
-                found[f"{measure}_{variant}"] = (after[measure] - before[measure]).flatten()
-        return found
 
-    def _down(self, layer: int) -> torch.nn.Module:
-        return self.network.get_submodule(self.down.format(layer))
+    def edited(self, ids: torch.Tensor, path: str, edit: Edit) -> dict[str, torch.Tensor]:
+        """Effects (rows·length,) of an ``edit`` of a module's input, and of the norm's scale."""
+        clean, scale = self.scaled(ids)
+        total, after = self.scaled(ids, {path: edit})
+        direct, _ = self.forward(ids, {path: edit}, pinned=scale)
+        return {
+            **changes(clean, total, ids, "total"),
+            **changes(clean, direct, ids, "direct"),
+            "norm_scale_total": (after - scale).flatten(),
+        }
 
-    def _logits(self, ids: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return self.network(input_ids=ids, use_cache=False).logits.double()
-
-    def _pass(self, ids, pinned=None):
-        """Logits, and the final norm's divisor; with ``pinned``, that divisor is used instead."""
-        scales = []
-
-        def hook(module, args, output):
-            scale = self._scale(args[0])
-            scales.append(scale)
-            if pinned is None:
-                return None
-            bias = getattr(module, "bias", None)
-            bias = 0 if bias is None else bias
-            return (output - bias) * (scale / pinned) + bias
-
-        handle = self.norm.register_forward_hook(hook)
-        logits = self._logits(ids)
-        handle.remove()
-        return logits, scales[0]
-
-    def _scale(self, x):
-        eps = getattr(self.norm, "eps", None) or self.norm.variance_epsilon
+    def _divisor(self, x: torch.Tensor) -> torch.Tensor:
+        norm = self.network.get_submodule(self.norm)
+        eps = getattr(norm, "eps", None) or norm.variance_epsilon
         power = x.var(-1, unbiased=False) if self.kind in LAYER_NORM else x.square().mean(-1)
-        return (power + eps).sqrt()[..., None]
+        return (power + eps).sqrt()
+
+
+def setting(values: dict[int, float]) -> Edit:
+    """An edit that sets some entries of the last dim, at every token."""
+
+    def edit(hidden):
+        for index, value in values.items():
+            hidden[..., index] = torch.as_tensor(value).to(hidden)
+        return hidden
+
+    return edit
+
+
+def changes(
+    before: torch.Tensor, after: torch.Tensor, ids: torch.Tensor, pathway: str
+) -> dict[str, torch.Tensor]:
+    """What changed between logits, by effect: (rows·length,) each."""
+    old, new = _measures(before, ids), _measures(after, ids)
+    found = {f"{name}_{pathway}": (new[name] - old[name]).flatten() for name in new}
+    found[f"top1_{pathway}"] = (new["top1"] != old["top1"]).double().flatten()
+    return found
+
+
+def loss(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Loss of the next token, NaN at the last position: (rows, length)."""
+    found = -logits.log_softmax(-1).gather(-1, ids.roll(-1, 1)[..., None])[..., 0]
+    found[:, -1] = float("nan")
+    return found
+
+
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Entropy of the prediction: (rows, length)."""
+    log_p = logits.log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def rank(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """How many tokens are likelier than the next one, NaN at the last position."""
+    log_p = logits.log_softmax(-1)
+    at = log_p.gather(-1, ids.roll(-1, 1)[..., None])
+    found = (log_p > at).sum(-1).double()
+    found[:, -1] = float("nan")
+    return found
 
 
 def _measures(logits, ids):
-    log_p = logits.log_softmax(-1)
-    following = ids.roll(-1, 1)[..., None]
-    at = log_p.gather(-1, following)[..., 0]
-    at[:, -1] = float("nan")
-    rank = (log_p > at[..., None]).sum(-1).double()
-    rank[:, -1] = float("nan")
     return {
-        "loss": -at,
-        "entropy": -(log_p.exp() * log_p).sum(-1),
-        "rank": rank,
+        "loss": loss(logits, ids),
+        "entropy": entropy(logits),
+        "rank": rank(logits, ids),
         "top1": logits.argmax(-1),
     }
 
@@ -178,3 +229,7 @@ def _margin(logits, ids):
     away = away.scatter(-1, following, float("inf")).amin(-1)
     top = logits.topk(2, -1).values
     return torch.minimum(away, top[..., 0] - top[..., 1])
+
+
+def _copy(hidden):
+    return hidden.clone(memory_format=torch.contiguous_format)
