@@ -23,10 +23,8 @@ from .engines import Exact, Forward, Series, fitting
 from .frequency import frequency_cosines
 from .heads import prefix_matching
 from .measures import (
-    Comparison,
     Effect,
     Measure,
-    Prediction,
     divergence,
     entropy,
     kl_frequency,
@@ -38,6 +36,7 @@ from .measures import (
     tempered_divergence,
     top1,
 )
+from .prediction import Comparison, Prediction
 from .readout import MetaWeightError, Readout, read_readout
 from .site import Site
 from .unit import Entries, Tokens, Unit
