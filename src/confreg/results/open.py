@@ -79,7 +79,9 @@ def _tidy(ds: xr.Dataset) -> xr.Dataset:
         name: ds[name].astype(object) if ds[name].dtype.kind in "OUT" else ds[name]
         for name in ordered(ds.coords)
     }
-    return ds.drop_vars(text).assign_coords(text)[ordered(ds.data_vars)]
+    data = {name: ds[name] for name in ordered(ds.data_vars)}
+    # Assigned, not selected: selecting would drop the labels of an axis that no variable has.
+    return ds.drop_vars([*text, *data]).assign_coords(text).assign(data)
 
 
 @contextmanager
