@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _PROCESSES = multiprocessing.get_context("forkserver")
@@ -51,6 +51,11 @@ class Command:
         """Exit status, or None where it runs still."""
         self.process.join(seconds)
         return self.process.exitcode
+
+    def wait_for(self, happened: Callable[[], bool]) -> None:
+        """Wait for something that it does before it ends."""
+        while not happened():
+            assert self.wait(0.01) is None, self.said
 
     def send(self, number: int) -> None:
         """Send a signal."""
@@ -93,27 +98,29 @@ def run(arguments: Sequence[str], folder: Path) -> None:
     assert command.wait() == 0, command.said
 
 
-def survives(arguments: Sequence[str], folder: Path, out: Path, kills: int = 2, seed: int = 0):
-    """Kill a command that writes ``out`` at random moments; what it ends with is the same.
+def survives(arguments: Sequence[str], folder: Path, out: Path, kills: int = 1, seed: int = 0):
+    """Kill a command at random moments of its writing ``out``; what it ends with is the same.
 
     The command line is part of the store: the same path, one run after the other.
     """
-    started = time.monotonic()
-    run(arguments, folder)
-    took = time.monotonic() - started
+    command = Command(arguments, folder)
+    command.wait_for(lambda: out.exists())
+    began = time.monotonic()
+    assert command.wait() == 0, command.said
+    took = time.monotonic() - began
     whole = digest(out)
     out.rename(out.with_name("whole.zarr"))
     draw, killed = random.Random(seed), 0
     while killed < kills:
         command = Command(arguments, folder)
-        if command.wait(took * draw.uniform(0.3, 1.0)) is not None:
-            # A faster moment of the machine: it must be killed in its course.
+        command.wait_for(lambda: out.exists())
+        if command.wait(took * draw.uniform(0, 1)) is None:
+            command.send(signal.SIGKILL)
+            command.wait()
+            killed += 1
+        else:  # a faster moment of the machine: it must be killed in its course
             assert command.wait() == 0, command.said
             shutil.rmtree(out)
-            continue
-        command.send(signal.SIGKILL)
-        command.wait()
-        killed += 1
     run(arguments, folder)
     assert digest(out) == whole
 
@@ -121,9 +128,7 @@ def survives(arguments: Sequence[str], folder: Path, out: Path, kills: int = 2, 
 def stops(arguments: Sequence[str], folder: Path, out: Path) -> None:
     """Press Ctrl-C once the first unit is written; the same command goes on from there."""
     command = Command(arguments, folder)
-    while not any((out / "work").glob("*/done/c")):
-        time.sleep(0.01)
-        assert command.wait(0) is None, command.said
+    command.wait_for(lambda: any((out / "work").glob("*/done/c")))
     command.send(signal.SIGINT)
     assert command.wait(60) == 130, command.said
     assert "the same command goes on from there" in command.said
