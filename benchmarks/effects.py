@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.effects_problems import NAMES, Problem, real_model, synthetic
-from confreg import effects
+from confreg import effects as fx
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -97,8 +97,8 @@ def compare(problem, neurons, check, repeats, memory, sizes, forward=None) -> di
     chosen["series"] = neurons
     runs = {
         "paper": lambda some: {"effects": paper(problem, some)},
-        "exact": lambda some: problem.measure(problem.batch("exact", some, memory=memory)),
-        "series": lambda some: problem.measure(problem.batch("series", some, memory=memory)),
+        "exact": lambda some: problem.measure(problem.unit(fx.Exact(), some, memory=memory)),
+        "series": lambda some: problem.measure(problem.unit(fx.Series(), some, memory=memory)),
     }
     if forward is not None:
         runs["forward"] = lambda some: through_model(problem, some, forward)
@@ -191,17 +191,15 @@ def through_model(problem: Problem, neurons: torch.Tensor, forward) -> dict:
     import nnsight
 
     model, inputs = forward
-    batch = problem.batch("forward", neurons)
-    batch.inputs = inputs.repeat(1 + len(neurons), 1)
+    unit = problem.unit(fx.Forward(), neurons)
+    unit.inputs = inputs.repeat(1 + unit.copies, 1)
+    readout = {"centred": False, "eps": problem.eps}
     down, norm, head = model.down_proj(-1), model.final_norm, model.unembedding
-    with model.trace(batch.inputs):
-        activation = down.input
-        down.input = effects.ablate(activation, batch)
-        residual = norm.input
-        raw = head.output
-        readout = effects.read_readout(norm, head, residual, False, problem.eps)
-        write = effects.Write(down, problem.width)
-        out = effects.measure(batch, readout, write, activation, residual, raw)
+    site = fx.Site(down, None, None, norm, head, readout=readout, write={"width": problem.width})
+    with model.trace(unit.inputs):
+        activation = site.neurons.input
+        site.neurons.input = unit.edits.apply(activation, unit.copies)
+        out = site.measure(unit, activation)
         nnsight.save(out)
     return out
 
@@ -268,7 +266,7 @@ def scaling(small: Problem, large: Problem, memory: int, quick: bool) -> dict:
             took = []
             for _ in range(1 if quick else 2):
                 start = time.perf_counter()
-                problem.measure(problem.batch("series", neurons, tokens, memory=memory))
+                problem.measure(problem.unit(fx.Series(), neurons, tokens, memory=memory))
                 took.append(time.perf_counter() - start)
             points.append([tokens if name == "tokens" else len(neurons), min(took)])
         out[name] = {"on": problem.name, "points": points, "exponent": exponent(points)}

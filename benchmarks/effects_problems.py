@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from confreg import effects
+from confreg import effects as fx
 
 
 @dataclass
@@ -36,23 +36,38 @@ class Problem:
     def tokens(self) -> int:
         return self.activation.shape[1]
 
-    def batch(self, engine: str, neurons: torch.Tensor, tokens: int | None = None, **options):
-        """A `Batch` over ``tokens`` tokens, going round the text where there are fewer."""
+    def unit(self, engine: Any, neurons: torch.Tensor, tokens: int | None = None, **options):
+        """A `Unit` over ``tokens`` tokens, going round the text where there are fewer."""
         positions = torch.arange(tokens or self.tokens) % self.tokens
-        return effects.Batch(
-            torch.zeros(1, self.tokens, dtype=torch.int64), 1, positions, self.targets[positions],
-            self.targets[positions] >= 0, -1, neurons, self.width, self.values[neurons], NAMES,
-            engine=engine, **options,
-        )  # fmt: skip
+        targets = self.targets[positions]
+        text = fx.Tokens(
+            torch.zeros(1, self.tokens, dtype=torch.int64), positions, targets, targets >= 0
+        )
+        edits = fx.Replace(neurons, self.values[neurons])
+        return fx.Unit(text, edits, engine, EFFECTS, **options)
 
-    def measure(self, batch) -> dict:
+    def measure(self, unit: fx.Unit) -> dict:
         """The closed forms' whole work, reading the weights included."""
-        readout = effects.read_readout(self.norm, self.head, self.residual, False, self.eps)
-        write = effects.Write(self.down, self.width)
-        return effects.measure(batch, readout, write, self.activation, self.residual, self.raw)
+        site = fx.Site(
+            Read(self.down), None, None, Read(self.norm, self.residual),
+            Read(self.head, found=self.raw), readout={"centred": False, "eps": self.eps},
+            write={"width": self.width},
+        )  # fmt: skip
+        return site.measure(unit, self.activation)
 
 
-NAMES = ("loss_total", "loss_direct", "entropy_total", "entropy_direct")
+class Read:
+    """A module with what went into it and came out of it."""
+
+    def __init__(self, module: Any, given: Any = None, found: Any = None) -> None:
+        self.module, self.input, self.output = module, given, found
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x)
+
+
+EFFECTS = (fx.loss.total, fx.loss.direct, fx.entropy.total, fx.entropy.direct)
+NAMES = tuple(effect.name for effect in EFFECTS)
 
 
 def real_model(tokens: int, clock) -> tuple[Problem, Any]:

@@ -8,7 +8,6 @@ from effects_case import measure, truth
 from effects_oracle import LastLayer, state
 
 from confreg import effects as fx
-from confreg.effects.measures import split
 
 NAMES = (
     "loss_total", "loss_direct", "entropy_total", "entropy_direct", "rank_total", "top1_total",
@@ -45,8 +44,8 @@ def test_a_position_without_a_next_token_has_no_loss(engine):
     assert missing[last, 0].all()
     assert not missing[last, 2].any()  # entropy needs no next token
     kept = out["effects"][:, [t for t in range(14) if t not in (6, 13)]].double()
-    torch.testing.assert_close(out["sum"], kept.sum(1))
-    torch.testing.assert_close(out["abs_sum"], kept.abs().sum(1))
+    torch.testing.assert_close(out["effect_sum"], kept.sum(1))
+    torch.testing.assert_close(out["effect_abs_sum"], kept.abs().sum(1))
 
 
 def test_the_memory_budget_changes_no_number():
@@ -58,9 +57,9 @@ def test_the_memory_budget_changes_no_number():
 
 def test_reducing_returns_the_sums_without_the_cube():
     layer = layer_of(False, False, False, None)
-    whole, reduced = (measure(layer, "exact", NAMES, reduce=r) for r in (False, True))
+    whole, reduced = (measure(layer, "exact", NAMES, cube=c) for c in (True, False))
     assert "effects" not in reduced
-    torch.testing.assert_close(whole["abs_sum"], reduced["abs_sum"])
+    torch.testing.assert_close(whole["effect_abs_sum"], reduced["effect_abs_sum"])
 
 
 def test_a_sample_is_recomputed_in_float64():
@@ -90,7 +89,7 @@ def test_a_servers_autocast_changes_no_number(engine, post):
 
 def test_activations_are_those_of_the_neurons():
     layer = layer_of(False, False, False, None)
-    out = measure(layer, "exact", NAMES[:1], activations=True)
+    out = measure(layer, "exact", NAMES[:1], watched=torch.tensor([3, 0, 7, 20]))
     _, activation, _, _ = state(layer)
     torch.testing.assert_close(out["activation"], activation.flatten(0, 1)[:, [3, 0, 7, 20]].T)
 
@@ -103,6 +102,19 @@ def test_a_weight_without_storage_is_refused():
         fx.read_readout(layer.norm, lambda y: layer.head(y.to("meta")), like, False, 1e-3)
 
 
-def test_an_unknown_effect_is_named():
-    with pytest.raises(ValueError, match="loss_sideways"):
-        split("loss_sideways")
+@pytest.mark.parametrize(
+    ("effect", "says"),
+    [
+        (fx.temperature_share.direct, "temperature_share has no direct effect"),
+        (fx.norm_scale.total, "norm_scale_total is measured by the engine Forward only"),
+    ],
+)
+def test_an_effect_that_cannot_be_had_is_named(effect, says):
+    with pytest.raises(ValueError, match=says):
+        measure(layer_of(False, False, False, None), "exact", [effect])
+
+
+@pytest.mark.parametrize("effect", [fx.kl_frequency.total, fx.loss.frequency_direct])
+def test_effects_of_token_frequencies_need_counts(effect):
+    with pytest.raises(ValueError, match=f"{effect.name} needs the counts"):
+        measure(layer_of(False, False, False, None), "exact", [effect], counts=None)

@@ -180,7 +180,7 @@ def test_what_all_logits_share_costs_no_digits(post):
 
 def test_bounds_hold_where_likely_tokens_move_alike_and_where_y_is_near_minus_two():
     """Constructed: stage 1's sums of one pair against float64, and its bound."""
-    from confreg.effects.sums import Sums, tail
+    from confreg.effects.engines.series.expectations import Expectations, stacked
 
     generator = torch.Generator().manual_seed(0)
     for trial in range(300):
@@ -198,8 +198,8 @@ def test_bounds_hold_where_likely_tokens_move_alike_and_where_y_is_near_minus_tw
         a2, b2, c2 = a - p @ lost, b - (p * y) @ lost, c - p @ lost_c
         f2, y2 = (p * f.square())[rest].sum(), (p * y * f.square())[rest].sum()
         reach = f.abs().max()
-        table = a2, b2, c2, f2, y2, reach, tail(reach, 3), tail(reach, 4), torch.zeros_like(reach)
-        sums = Sums(torch.stack(table), y[rest].max())
+        table = stacked(a2, b2, c2, f2, y2, reach, noise=torch.zeros_like(reach))
+        sums = Expectations(table, y[rest].max())
         loss = (a.log() - a2.log()).abs()
         entropy = (a.log() - (b + c) / a - a2.log() + (b2 + c2) / a2).abs()
         assert loss <= sums.loss_bound() + 1e-13
@@ -210,13 +210,13 @@ def test_bounds_hold_where_likely_tokens_move_alike_and_where_y_is_near_minus_tw
 @pytest.mark.parametrize(("bias", "sharpness"), [(False, 1.0), (True, 1.0), (False, 2.5)])
 def test_higher_orders_are_within_their_bounds(bias, sharpness, order, monkeypatch):
     """All neurons are taken to one order, whether it pays or not."""
-    from confreg.effects import series
+    from confreg.effects.engines.series import stages
 
-    def everything(side, joint, fan, *_):
-        rows = torch.arange(len(fan.u))
+    def everything(own, joint, directions, *_):
+        rows = torch.arange(len(directions.u))
         return rows, torch.full_like(rows, order)
 
-    monkeypatch.setattr(series, "choose", everything)
+    monkeypatch.setattr(stages, "choose", everything)
     layer = layer_of(True, bias, False, 1.0, sharpness=sharpness)
     layer.down.weight.data.mul_(0.05)
     options = {"neurons": NEURONS, "values": values(1.0)}
@@ -231,15 +231,15 @@ def test_higher_orders_are_within_their_bounds(bias, sharpness, order, monkeypat
 
 
 def test_p_sums_to_one_over_a_large_vocabulary():
-    from confreg.effects.exact import Base
-    from confreg.effects.moments import Side
+    from confreg.effects.engines.algebra import Unablated
+    from confreg.effects.engines.series.moments import TokenMoments
 
     readout = SimpleNamespace(finish=lambda raw: raw, scale=1.0, offset=torch.zeros(128_000))
     readout.shifted = False
     generator = torch.Generator().manual_seed(0)
     raw = 3 * torch.randn(8, 128_000, generator=generator)
-    side = Side(Base(readout, raw, torch.zeros(8, dtype=torch.int64)))
-    total = side.log_p.double().exp().sum(-1)
+    own = TokenMoments(Unablated(readout, raw, torch.zeros(8, dtype=torch.int64)))
+    total = own.log_p.double().exp().sum(-1)
     torch.testing.assert_close(total, torch.ones_like(total), atol=1e-6, rtol=0)
 
 
@@ -247,9 +247,10 @@ def test_p_sums_to_one_over_a_large_vocabulary():
 @pytest.mark.parametrize("order", [3, 4, 5, 6, 8, 10])
 def test_what_higher_orders_leave_out_of_each_sum_is_within_its_bound(order, bias):
     """In float64, sum by sum, at gains and temperatures from small to large."""
-    from confreg.effects.exact import Base, Fan
-    from confreg.effects.higher import Alone, Higher
-    from confreg.effects.moments import Joint, Side
+    from confreg.effects.engines.algebra import Directions, Unablated
+    from confreg.effects.engines.series.higher import HigherMoments
+    from confreg.effects.engines.series.moments import JointMoments, TokenMoments
+    from confreg.effects.engines.series.orders import VariableMoments
 
     generator = torch.Generator().manual_seed(order)
     tokens, vocabulary, neurons = 12, 300, 10
@@ -261,20 +262,21 @@ def test_what_higher_orders_leave_out_of_each_sum_is_within_its_bound(order, bia
     readout = SimpleNamespace(
         finish=lambda raw: raw, scale=1.0, offset=offset, shifted=bias, softcap=None
     )
-    base = Base(readout, 3 * normal(tokens, vocabulary), torch.zeros(tokens, dtype=torch.int64))
-    fan = Fan(normal(neurons, vocabulary) * normal(neurons, vocabulary).square())
-    side = Side(base)
-    joint = Joint(side, fan)
-    rows = torch.arange(neurons)
-    higher = Higher(side, joint, fan, rows, torch.full_like(rows, order), Alone(side))
+    targets = torch.zeros(tokens, dtype=torch.int64)
+    unablated = Unablated(readout, 3 * normal(tokens, vocabulary), targets)
+    directions = Directions(normal(neurons, vocabulary) * normal(neurons, vocabulary).square())
+    own = TokenMoments(unablated)
+    joint = JointMoments(own, directions)
+    rows, orders = torch.arange(neurons), torch.full((neurons,), order)
+    higher = HigherMoments(own, joint, directions, rows, orders, VariableMoments(own))
     gain = normal(neurons, tokens) * torch.logspace(-3, -1, neurons)[:, None]
     c = 0.1 * normal(neurons, tokens) * torch.logspace(-2, 0, tokens)
     found = higher.sums(gain, c)
 
-    p = side.log_p.exp()
-    y = side.log_p + side.entropy
-    q = base.raw - offset
-    f = gain[..., None] * fan.u[:, None] + c[..., None] * (q - (p * q).sum(-1, True))
+    p = own.log_p.exp()
+    y = own.log_p + own.entropy
+    q = unablated.raw - offset
+    f = gain[..., None] * directions.u[:, None] + c[..., None] * (q - (p * q).sum(-1, True))
     true = (
         (p * f.expm1()).sum(-1), (p * y * f.exp()).sum(-1), (p * f * f.exp()).sum(-1)
     )  # fmt: skip
@@ -287,7 +289,7 @@ def test_what_higher_orders_leave_out_of_each_sum_is_within_its_bound(order, bia
 
 
 def test_each_neuron_gets_the_order_that_pays(monkeypatch):
-    from confreg.effects import series
+    from confreg.effects.engines.series import stages
 
     chosen = []
 
@@ -296,8 +298,8 @@ def test_each_neuron_gets_the_order_that_pays(monkeypatch):
         chosen.append(dict(zip(rows.tolist(), orders.tolist())))
         return rows, orders
 
-    choose = series.choose
-    monkeypatch.setattr(series, "choose", noted)
+    choose = stages.choose
+    monkeypatch.setattr(stages, "choose", noted)
     layer = layer_of(False, False, False, 1.0)
     layer.down.weight.data.mul_(torch.logspace(-3, -0.7, layer.down.in_features))
     options = {"neurons": torch.arange(layer.down.in_features)}

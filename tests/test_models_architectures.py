@@ -81,8 +81,8 @@ def test_first_layer_agrees_with_the_oracle(architecture):
 
 def compare(architecture: str, layer: int, engine: str) -> None:
     model, truth = model_of(architecture), truth_of(architecture, layer)
-    batch = tracing.batch(model, zoo.tokens(), values_of(architecture, layer), layer, engine)
-    found = tracing.measure(model, batch)["effects"]
+    unit = tracing.unit_of(zoo.tokens(), values_of(architecture, layer), layer, engine)
+    found = tracing.measure(model, unit)["effects"]
     for column, name in enumerate(tracing.EFFECTS):
         expected, mine = truth.effects[name], found[..., column].double()
         if name.startswith(("rank", "top1")):

@@ -8,16 +8,25 @@ import heads_oracle
 import nnsight
 import pytest
 import torch
+import tracing
 import zoo
-from confreg.declaration import find
+from confreg.recipes.bos_ablation import attend_first
 
-from confreg import effects, models
+from confreg import effects as fx
+from confreg import models
 from confreg.models import Model, architectures
 from confreg.models.placement import Placement
 
 # One head; several of several layers, two of one among them.
 SETS = [[(1, 2)], [(0, 1), (1, 0), (1, 3), (2, 2)]]
-EFFECTS = ("loss_total", "loss_direct", "entropy_total", "entropy_direct", "norm_scale_total")
+CHOSEN = (
+    fx.loss.total,
+    fx.loss.direct,
+    fx.entropy.total,
+    fx.entropy.direct,
+    fx.norm_scale.total,
+)
+EFFECTS = tuple(effect.name for effect in CHOSEN)
 TOLERANCE = 1e-4
 
 
@@ -28,17 +37,17 @@ def model_of(architecture: str) -> Model:
 
 def ablate(model: Model, ids: torch.Tensor, sets=SETS) -> dict[str, torch.Tensor]:
     """The recipe's trace; every neuron of the last layer is watched."""
-    targets = ids.roll(-1, 1)
-    targets[:, -1] = -1
-    batch = effects.Batch(
-        inputs=ids.repeat(1 + len(sets), 1), rows=len(ids), positions=torch.arange(ids.numel()),
-        targets=targets.flatten(), keep=targets.flatten() >= 0, layer=2,
-        neurons=torch.arange(model.n_neurons), width=model.n_neurons, values=torch.empty(0),
-        effects=EFFECTS, engine="forward", activations=True,
-        heads=[torch.tensor(members) for members in sets], n_heads=model.n_heads,
-    )  # fmt: skip
+    unit = fx.Unit(
+        tracing.all_tokens(ids),
+        fx.AttendFirst([torch.tensor(members) for members in sets], model.n_heads),
+        fx.Forward(),
+        CHOSEN,
+        layer=2,
+        watched=torch.arange(model.n_neurons),
+        changes="all",
+    )
     with torch.no_grad():
-        return find("bos_ablation").measure(model, batch)
+        return attend_first(model, unit)
 
 
 @pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
@@ -60,16 +69,18 @@ def test_ablated_heads_are_the_masked_ones(architecture):
             block["activation_change"][number].double(), change, rtol=1e-4, atol=5e-4
         )
         kept = change[(torch.arange(ids.numel()) + 1) % ids.shape[1] != 0]
-        torch.testing.assert_close(block["change_sum"][number], kept.sum(0), rtol=1e-3, atol=5e-3)
         torch.testing.assert_close(
-            block["change_abs_sum"][number], kept.abs().sum(0), rtol=1e-3, atol=5e-3
+            block["activation_change_sum"][number], kept.sum(0), rtol=1e-3, atol=5e-3
+        )
+        torch.testing.assert_close(
+            block["activation_change_abs_sum"][number], kept.abs().sum(0), rtol=1e-3, atol=5e-3
         )
 
 
 def matched(model: Model, ids: torch.Tensor, first: int, period: int) -> torch.Tensor:
     network = model.nn
     with torch.no_grad(), model.eager_attention(), model.trace(ids, output_attentions=True):
-        found = effects.prefix_matching(network.output.attentions, first, period)
+        found = fx.prefix_matching(network.output.attentions, first, period)
         nnsight.save(found)
     return found
 

@@ -43,8 +43,8 @@ def test_offloaded_equals_in_memory(checkpoint, architecture):
     inside = models.load(folder)
     ids, values = zoo.tokens(), torch.linspace(-1, 1, 7)
     for layer, engine in ((-1, "exact"), (-1, "series"), (0, "forward")):
-        batch = tracing.batch(inside, ids, values, inside.layer(layer), engine)
-        mine, expected = (tracing.measure(m, batch)["effects"] for m in (offloaded, inside))
+        unit = tracing.unit_of(ids, values, inside.layer(layer), engine)
+        mine, expected = (tracing.measure(m, unit)["effects"] for m in (offloaded, inside))
         assert expected.nan_to_num().abs().max() > 0.01
         torch.testing.assert_close(mine, expected, rtol=0, atol=1e-5, equal_nan=True)
     meta = {n for n, p in offloaded.nn._module.named_parameters() if p.is_meta}

@@ -439,6 +439,31 @@ def test_a_lost_job_on_a_websocket_is_submitted_again(fake, connect, monkeypatch
     assert events == ["submitted", "failed", "submitted", "collected"]
 
 
+class Slow(Silent):
+    """A websocket on which a job queues, then runs, longer than what a polled one may."""
+
+    said = ("QUEUED", "RUNNING")
+
+    def receive(self, seconds):
+        self.began = getattr(self, "began", time.monotonic())
+        now = time.monotonic() - self.began
+        time.sleep(min(seconds, 0.05))
+        if now > 0.6:
+            return status("COMPLETED", data=blob({"x": torch.arange(4)}))
+        said, self.last = self.said[now > 0.3], getattr(self, "last", None)
+        if said == self.last:
+            return None
+        self.last = said
+        return status(said)
+
+
+def test_a_slow_job_on_a_websocket_keeps_its_place(fake, connect, monkeypatch):
+    monkeypatch.setattr("confreg.places.ndif.client.Subscription", Slow)
+    monkeypatch.setattr(watch, "LOST_AFTER", 0.02)
+    assert "x" in connect(blocking=True).run("u", body)
+    assert fake.submitted == 1
+
+
 def test_copies_are_counted_too(fake, connect):
     states(fake, {f"job{i}": "QUEUED" for i in range(1, 9)})
     with pytest.raises(DeadlineExceeded):

@@ -166,6 +166,7 @@ def test_an_index_that_does_not_answer_is_done_without(installers, monkeypatch):
         ("  Downloading torch-2.14.1-cp312-cp312-linux.whl (554.6 MB)", "torch, 554.6 MB"),
         ("  Downloading py_spy-0.4.tar.gz (2 kB)", "py_spy, 2 kB"),
         ("Downloading nvidia-cublas-cu12 (600.0MiB)", "nvidia-cublas-cu12, 600.0MiB"),
+        (" Downloaded nvidia-cublas-cu12", "fetched nvidia-cublas-cu12"),
         ("Prepared 131 packages in 12s", "installing 131 packages"),
         ("Requirement already satisfied: torch", None),
     ],

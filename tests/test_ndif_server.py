@@ -485,29 +485,30 @@ def test_a_part_of_the_server_is_killed_during_a_job(lab, local, tmp_path, recip
 
 def test_jobs_that_die_with_the_dispatcher_are_submitted_again(lab, local, tmp_path, recipe):
     out = tmp_path / "run.zarr"
-    process = start(lab, recipe, out, "-p", "seconds=4", "-P", "retries=12", quiet=False)
+    options = "-p", "seconds=4", "-P", "retries=12"
+    process = start(lab, recipe, out, *options, quiet=False)
     # One runs, and the dispatcher holds the other.
     wait_for(lambda: [lab.state(job) for job in effect_jobs(out)] == ["RUNNING", "QUEUED"])
-    pid = lab.parts()["dispatcher"]
-    os.kill(pid, signal.SIGKILL)
+    os.kill(lab.parts()["dispatcher"], signal.SIGKILL)
     began = time.monotonic()
-    said = process.communicate(timeout=PATIENCE)[1]
+    said = " ".join(process.communicate(timeout=PATIENCE)[1].split())
     assert process.returncode == 0, said
     assert time.monotonic() - began < 300
-    said = " ".join(said.split())
     lost = [r["job"] for r in records(out) if r["event"] == "doubted"]
     assert lost
     assert all(f"seems to have lost job {job}" in said for job in lost)
     assert "the first result counts" in said
-    ds = confreg.open(out).load()
-    assert_complete(ds)
-    assert len(set(ds["job_id"].values)) == ds.sizes["job"]
-    undisturbed = tmp_path / "undisturbed.zarr"
-    again = start(lab, recipe, undisturbed, "-p", "seconds=4")
-    assert again.communicate(timeout=PATIENCE)[1] == ""
-    whole = confreg.open(undisturbed).load()
-    jobs = [n for n in whole.variables if str(n).startswith("job_")]
-    xr.testing.assert_identical(ds.drop_vars(jobs), whole.drop_vars(jobs))
+    disturbed = confreg.open(out).load()
+    assert_complete(disturbed)
+    assert len(set(disturbed["job_id"].values)) == disturbed.sizes["job"]
+
+    shutil.rmtree(out)
+    journal_path(out).unlink()
+    again = start(lab, recipe, out, *options, quiet=False)
+    assert "lost" not in again.communicate(timeout=PATIENCE)[1]
+    undisturbed = confreg.open(out).load()
+    jobs = [n for n in undisturbed.variables if str(n).startswith("job_")]
+    xr.testing.assert_identical(disturbed.drop_vars(jobs), undisturbed.drop_vars(jobs))
     wait_for(lab.healthy)
 
 

@@ -24,8 +24,8 @@ def checkpoint(tmp_path_factory):
 
 @pytest.mark.slow
 def test_offloaded_run_equals_the_run_in_memory(checkpoint, tmp_path):
-    plan = confreg.make_plan("entropy_neurons", model=checkpoint, **CHOICE, **OFFLOAD)
-    layout = plan.profile.placement().plan(plan.model)
+    plan = confreg.plan("entropy_neurons", model=checkpoint, **CHOICE, **OFFLOAD)
+    layout = plan.place.profile.placement().plan(plan.place.model.about)
     assert layout.read_per_pass > 0.8 * 2 * SHAPE.parameters
     runs = {"memory": {"profile": "memory"}, "offload": OFFLOAD}
     found = {

@@ -7,7 +7,7 @@ import pytest
 
 import confreg
 from confreg import report
-from confreg.report import attention, figures, sections
+from confreg.report import attention, composing, figures, sections
 from confreg.report.wording import number, signed
 
 
@@ -22,7 +22,7 @@ def ds(checkpoint, words, tmp_path_factory):
 
 
 def parts(ds):
-    made, _ = sections.compose(ds, sections.Options())
+    made, _ = composing.compose(ds, sections.Options())
     return {section.key: section for section in made}
 
 
@@ -59,7 +59,8 @@ def test_the_effects_of_each_set_are_in_its_own_column(ds):
 
 
 def test_the_table_is_the_dataset(ds):
-    columns, rows, _ = parts(ds)["watched"].data
+    table = parts(ds)["watched"].data
+    columns, rows = table.columns, table.rows
     titles = [column.title for column in columns]
     joint, controls = attention.together(ds)
     assert ds["set_size"].values[joint] == 2
@@ -85,7 +86,7 @@ def test_the_table_is_the_dataset(ds):
 
 def test_pages_of_less(ds, tmp_path):
     bare = ds.drop_vars(["activation", "activation_change", "effects"])
-    titles = [column.title for column in parts(bare)["watched"].data[0]]
+    titles = [column.title for column in parts(bare)["watched"].data.columns]
     assert "first" not in titles
     remote = ds.drop_dims(["model_layer", "head"])
     assert "prefix" not in parts(remote)

@@ -3,7 +3,7 @@
 import pytest
 from chromium import EXECUTABLE, Browser
 from conftest import need
-from report_data import synthetic
+from report_data import OTHERS, synthetic
 
 from confreg import report
 
@@ -31,7 +31,7 @@ def column(browser, index):
 
 
 def test_all_plots_are_drawn_without_complaint_or_network(browser):
-    assert browser.evaluate("document.querySelectorAll('.plot').length") == 4
+    assert browser.evaluate("document.querySelectorAll('.plot').length") == 5
     assert browser.evaluate("document.querySelectorAll('#plot-weights .point').length") == 30
     assert browser.troubles() == []
 
@@ -91,7 +91,7 @@ def test_tokens_are_coloured_and_tell_their_numbers(browser):
     colour = f"getComputedStyle({word}).backgroundImage"
     before = browser.evaluate(colour)
     assert "0.62" in before
-    browser.evaluate("document.querySelector('input[name=shade][value=\"1\"]').click()")
+    browser.evaluate("document.querySelector('input[name=shade-detail][value=\"1\"]').click()")
     assert browser.evaluate(colour) != before
     browser.evaluate(f"{word}.focus()")
     tip = browser.evaluate("document.getElementById('tip').innerText")
@@ -109,3 +109,98 @@ def test_phone_shows_the_page_without_scrolling_sideways(page, tmp_path, dark):
         ink = "getComputedStyle(document.querySelector('.xtick text')).fill"
         browser.wait(f"{ink} === 'rgb({'228, 230, 233' if dark else '29, 33, 39'})'")
         assert browser.troubles() == []
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """``other("latents")``: a browser with the page of a dataset that nobody has seen."""
+    if EXECUTABLE is None:
+        need("chromium")
+    folder = tmp_path_factory.mktemp("others")
+    with Browser(folder / "profile") as browser:
+
+        def show(name):
+            browser.open(report.write(OTHERS[name](), folder / f"{name}.html"))
+            return browser
+
+        yield show
+
+
+@pytest.mark.parametrize("name", list(OTHERS))
+def test_pages_of_others_are_drawn_without_complaint(other, name):
+    browser = other(name)
+    assert browser.troubles() == []
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
+def test_reader_chooses_what_is_plotted(other):
+    browser = other("latents")
+    ds = OTHERS["latents"]()
+    plot = "document.getElementById('plot-explore-latent')"
+
+    def choose(axis, text):
+        select = f"document.querySelector('#explore-latent [data-axis={axis}]')"
+        browser.evaluate(
+            f"{select}.value = [...{select}.options].find(o => o.text === '{text}').value;"
+            f"{select}.dispatchEvent(new Event('change'))"
+        )
+
+    def drawn(axis):
+        browser.wait(f"{plot}.data.length > 0")
+        return browser.evaluate(f"[...{plot}.data[0].{axis}]")
+
+    choose("x", "density")
+    choose("y", "decoder norm")
+    browser.wait(f"{plot}.layout.xaxis.title.text === 'density'")
+    labels = [int(label) for label in drawn("customdata")]
+    assert drawn("x") == pytest.approx(ds["density"].values[labels].tolist(), rel=1e-4)
+    assert drawn("y") == pytest.approx(ds["decoder_norm"].values[labels].tolist(), rel=1e-4)
+    choose("colour", "split")
+    browser.wait(f"{plot}.data.length === 2")
+    assert set(browser.evaluate(f"{plot}.data.map(t => t.name)")) == {"train", "test"}
+    before = browser.evaluate(f"{plot}.layout.yaxis.type")
+    browser.evaluate("document.querySelector('#explore-latent [data-log=y]').click()")
+    browser.wait(f"{plot}.layout.yaxis.type !== '{before}'")
+    assert browser.troubles() == []
+
+
+def test_tables_of_others_sort_numbers_and_texts(other):
+    browser = other("latents")
+    titles = browser.evaluate(
+        "[...document.querySelectorAll('thead button')].map(b => b.textContent)"
+    )
+    at = titles.index("density")
+    browser.evaluate(f"document.querySelectorAll('thead button')[{at}].click()")
+    values = [float(value) for value in column(browser, at)]
+    assert values == sorted(values, reverse=True)
+    at = titles.index("split")
+    browser.evaluate(f"document.querySelectorAll('thead button')[{at}].click()")
+    assert column(browser, at) == sorted(column(browser, at), reverse=True)
+
+
+def test_heat_map_shows_the_chosen_quantity(other):
+    browser = other("digits")
+    select = "document.querySelector('[data-layers=plot-map-effects]')"
+    browser.evaluate(f"{select}.value = '1'; {select}.dispatchEvent(new Event('change'))")
+    traces = "document.getElementById('plot-map-effects').data"
+    browser.wait(f"{traces}[1].visible === true && {traces}[0].visible === false")
+    title = "document.querySelector('#plot-map-effects .cbtitle').textContent"
+    browser.wait(f"{title} === 'Δ predicted'")
+
+
+def test_point_of_another_axis_leads_to_its_row(other):
+    browser = other("digits")
+    point = "{points: [{customdata: '72'}]}"
+    browser.evaluate(f"document.getElementById('plot-explore-image').emit('plotly_click', {point})")
+    flashed = "document.querySelector('tr.flash th').dataset.v"
+    assert browser.evaluate(flashed) == "72"
+
+
+def test_views_of_text_are_coloured_each_by_its_own_choice(other):
+    browser = other("steering")
+    browser.evaluate("document.querySelector('input[name=shade-text][value=\"1\"]').click()")
+    chosen = "[...document.querySelectorAll('.shades')].map(s => s.dataset.shade)"
+    assert browser.evaluate(chosen) == ["0", "1"]
+    browser.evaluate("document.querySelector('#text .t').click()")
+    tip = browser.evaluate("document.getElementById('tip').innerText")
+    assert "surprise" in tip

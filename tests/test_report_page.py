@@ -11,8 +11,9 @@ from report_data import NASTY, synthetic
 
 from confreg import report
 from confreg.errors import ConfregError
-from confreg.report import contexts, neurons, sections
+from confreg.report import composing, contexts, sections
 from confreg.report.wording import effect_label, number, percent, signed
+from confreg.results import tables
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def test_text_is_escaped(page):
     assert "<b>" in elements.text
     dataset = synthetic(width=3)
     dataset["neuron"] = np.array([NASTY, "11.1", "11.2"], object)
-    with_nasty_name = sections.compose(dataset, sections.Options())[0][0].figures[0].figure
+    with_nasty_name = composing.compose(dataset, sections.Options())[0][0].figures[0].figure
     from confreg.report.page import _figure_json
 
     encoded = _figure_json(with_nasty_name)
@@ -152,10 +153,10 @@ def test_no_dataset_of_confreg(tmp_path):
     ],
 )
 def test_absent_variables_leave_their_section_out(ds, page, tmp_path, absent, gone, sentence):
-    text = Elements(page).text + "".join(re.findall(r'id="quantities">.*', page))
+    text = Elements(page).text + "".join(re.findall(r'class="quantities">.*', page))
     assert gone in text
     less = report.write(ds.drop_vars(absent), tmp_path / "a.html").read_text("utf-8")
-    text = Elements(less).text + "".join(re.findall(r'id="quantities">.*', less))
+    text = Elements(less).text + "".join(re.findall(r'class="quantities">.*', less))
     assert gone not in text
     assert "Strongest neurons" in text
     assert ("Not shown" in text) == (sentence is not None)
@@ -267,7 +268,7 @@ def test_only_shown_neurons_are_read_from_a_store(ds, tmp_path):
     path = tmp_path / "store.zarr"
     ds.to_zarr(path, encoding={"effects": {"chunks": (1, 240, 4)}}, consolidated=False)
     chunks = path / "effects" / "c"
-    kept = {name.split(".")[1] for name in neurons.table(ds).strongest(12)}
+    kept = {name.split(".")[1] for name in tables.strongest(tables.table(ds), 12)}
     for chunk in chunks.iterdir():
         if chunk.name not in kept:
             for file in chunk.rglob("*"):
@@ -283,7 +284,7 @@ def test_only_shown_neurons_are_read_from_a_store(ds, tmp_path):
 def test_own_section(ds, tmp_path, monkeypatch):
     monkeypatch.setattr(sections, "REGISTRY", list(sections.REGISTRY))
 
-    @report.section(needs=("te",))
+    @report.section(needs={"te": ("neuron",)})
     def mine(ds, options):
         figures = [report.Figure("mine", report.figures.spectrum(ds), "My figure.")]
         return report.Section("mine", "My section", "My lead.", figures)

@@ -12,18 +12,18 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zarr
 
 import confreg
-from confreg.results import store
+from confreg.results.open import reading
+from confreg.sweep import store
 
-# Small units, so that there is much to interrupt, and slow ones, so that a kill lands within.
+# Slow units, so that a kill lands among them.
 SLOW = """
 import sys, time
-from confreg.execution import plan
-from confreg.results.store import Store
-plan.UNIT_TOKENS, plan.FORWARD_NEURONS = 16, 4
+from confreg.sweep.store import Store
 write = Store.write_unit
 def slowly(self, *unit):
     time.sleep(0.02)
@@ -33,12 +33,81 @@ from confreg.cli import main
 main(sys.argv[1:])
 """
 
+# Variables added over tokens, in both precisions, beside one that has them, and one of a later
+# step that has to wait for the sums.
+SUMS = """
+import nnsight
+import torch
 
-def command(model: Path, text: Path, out: Path, *more: str) -> list[str]:
+from confreg import Derivation, Step, Variable, recipe
+from confreg.effects import pick
+
+
+@recipe()
+def sums(study):
+    tokens, mine = study.tokens(), study.neurons()
+    partners = study.neurons(name="partner")
+
+    def unit(spans, stored):
+        return (
+            tokens.entries(*spans.bounds["token"]), int(mine.layer[0]),
+            mine.entries(*spans.bounds["neuron"]).index, partners.entries(0, len(partners)).index,
+        )
+
+    added = {"added_over": ("token",)}
+    largest = Variable("largest", ("neuron",), "largest", largest_over=("token",))
+    first = Step(moments, over=(mine, tokens), along=(partners,), unit=unit, gives=(
+        Variable("values", ("neuron", "token"), "activation"),
+        Variable("product", ("neuron", "partner"), "products", dtype="float64", **added),
+        Variable("total", ("neuron",), "sum", **added),
+        largest,
+    ))
+
+    def scaled(spans, stored):
+        start, stop = spans.bounds["neuron"]
+        return (*unit(spans, stored), torch.from_numpy(stored["total"][start:stop]))
+
+    second = Step(against, over=(mine, tokens), unit=scaled, needs=(first,), gives=(
+        Variable("scaled", ("neuron",), "sum of squares less the sum", **added),
+    ))
+    share = Derivation(
+        lambda ds: {"share": ds["scaled"] / ds["product"].sum("partner")}, by="neuron",
+        gives=(Variable("share", ("neuron",), "share"),),
+    )
+    return [first, second, share]
+
+
+def activations(model, tokens, layer, index):
+    site = model.site(layer)
+    with model.trace(tokens.inputs) as tracer:
+        seen = nnsight.save(pick(site.neurons.input, tokens.positions, index).cpu())
+        tracer.stop()
+    return seen
+
+
+def moments(model, unit):
+    tokens, layer, index, partners = unit
+    mine = activations(model, tokens, layer, index)
+    theirs = activations(model, tokens, layer, partners)
+    return {
+        "values": mine.T, "product": mine.double().T @ theirs.double(), "total": mine.sum(0),
+        "largest": mine.amax(0),
+    }
+
+
+def against(model, unit):
+    tokens, layer, index, _, total = unit
+    mine = activations(model, tokens, layer, index)
+    return {"scaled": (mine.square() - total).sum(0)}
+"""
+
+SMALL = ("--sequence-length", "16", "--unit-tokens", "16", "--unit-copies", "4", "--quiet")
+
+
+def command(recipe: str, model: Path, text: Path, out: Path, *more: str) -> list[str]:
     return [
-        sys.executable, "-c", SLOW, "run", "entropy_neurons", "--model", str(model),
-        "--text", str(text), "--out", str(out), "--sequence-length", "16", "--max-tokens", "160",
-        "--quiet", "--activations", *more,
+        sys.executable, "-c", SLOW, "run", recipe, "--model", str(model), "--text", str(text),
+        "--out", str(out), *SMALL, *more,
     ]  # fmt: skip
 
 
@@ -53,38 +122,79 @@ def text(tmp_path, words):
     return tmp_path / "text.txt"
 
 
-def test_sigkill_at_random_moments(checkpoint, tmp_path, text):
-    model, out = checkpoint("llama"), tmp_path / "run.zarr"
-    more = ("--neurons", "1:0-3,2:0-11")  # both engines in one store
+def killed(line: list[str], out: Path, times: int = 3) -> dict[str, str]:
+    """Check that a run that is killed ``times`` times ends with the bytes of one that is not."""
     # The command line is part of the store: the same path, one run after the other.
     started = time.monotonic()
-    subprocess.run(command(model, text, out, *more), check=True)
+    subprocess.run(line, check=True)
     took = time.monotonic() - started
     whole = digest(out)
-    out.rename(tmp_path / "whole.zarr")
+    out.rename(out.with_name("whole.zarr"))
 
     draw, kills = random.Random(0), 0
-    while kills < 3 or not zarr.open_group(out, mode="r").attrs["complete"]:
-        process = subprocess.Popen(command(model, text, out, *more))
+    while kills < times or not zarr.open_group(out, mode="r").attrs["complete"]:
+        process = subprocess.Popen(line)
         # The first kills fall anywhere; after a few the run may end.
-        patience = took * draw.uniform(0.5, 1.0) if kills < 3 else None
+        patience = took * draw.uniform(0.5, 1.0) if kills < times else None
         try:
             assert process.wait(patience) == 0
-            if kills < 3:  # a faster moment of the machine: it must be killed in its course
+            if kills < times:  # a faster moment of the machine: it must be killed in its course
                 shutil.rmtree(out)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1
-    assert kills == 3
+    assert kills == times
     assert digest(out) == whole
+    return whole
+
+
+@pytest.mark.slow
+def test_sigkill_at_random_moments(checkpoint, tmp_path, text):
+    out = tmp_path / "run.zarr"
+    # Both engines in one store.
+    more = ("--neurons", "1:0-3,2:0-11", "--activations", "--max-tokens", "160")
+    killed(command("entropy_neurons", checkpoint("llama"), text, out, *more), out)
+
+
+@pytest.mark.slow
+def test_sigkill_where_variables_are_added_over_tokens(checkpoint, tmp_path, text):
+    (tmp_path / "sums.py").write_text(SUMS)
+    out = tmp_path / "run.zarr"
+    more = ("--neurons", "2:0-11", "--max-tokens", "160")
+    whole = killed(command(str(tmp_path / "sums.py"), checkpoint("llama"), text, out, *more), out)
+    assert any("product" in name and name.startswith("work/00_moments/") for name in whole)
+    ds = confreg.open(out).load()
+    values = ds["values"].values.astype(np.float64)
+    np.testing.assert_allclose(ds["product"], values @ values.T, rtol=1e-6)
+    np.testing.assert_allclose(ds["total"], values.sum(1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(ds["largest"], ds["values"].max("token"))
+    scaled = (values**2 - ds["total"].values[:, None]).sum(1)
+    np.testing.assert_allclose(ds["scaled"], scaled, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_sigkill_where_an_axis_is_known_later(checkpoint, tmp_path, text):
+    out = tmp_path / "run.zarr"
+    more = (
+        "--neurons", "2:0-3", "--max-tokens", "120", "-p", "heads=top:2", "-p", "random_sets=3",
+        "-p", "length=10", "-p", "score_sequences=16", "-p", "score_length=20",
+    )  # fmt: skip
+    killed(command("bos_ablation", checkpoint("llama"), text, out, *more), out)
+    ds = confreg.open(out)
+    best = ds["prefix_score"].values.ravel().argsort()[::-1][:2]
+    layers, heads = np.unravel_index(best, ds["prefix_score"].shape)
+    named = {f"{layer}.{head}" for layer, head in zip(layers, heads)}
+    chosen = ds["set_heads"].values[ds["set_kind"].values == "chosen"]
+    assert {head for each in chosen for head in each.split()} >= named or set(chosen) >= named
 
 
 def test_ctrl_c_leaves_a_store_that_resumes(checkpoint, tmp_path, text):
     out = tmp_path / "run.zarr"
-    line = command(checkpoint("llama"), text, out, "--neurons", "2:0-11", "--engine", "forward")
+    more = ("--neurons", "2:0-11", "--engine", "forward", "--max-tokens", "160", "--activations")
+    line = command("entropy_neurons", checkpoint("llama"), text, out, *more)
     process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
-    while not (out / "work" / "done" / "c").exists():
+    while not list(out.glob("work/*_effects/done/c")):
         time.sleep(0.02)
         assert process.poll() is None, process.stderr.read()
     os.kill(process.pid, signal.SIGINT)
@@ -118,11 +228,14 @@ def test_another_configuration_is_refused_by_name(checkpoint, words, tmp_path):
 
 
 def test_a_finished_run_is_not_run_again(checkpoint, words, tmp_path, monkeypatch):
-    from confreg.execution import run
+    from confreg.places import Here
 
     small(checkpoint, words, tmp_path / "a.zarr")
-    monkeypatch.setattr(run, "execute", None)
+    before = digest(tmp_path / "a.zarr")
+    monkeypatch.setattr(Here, "load", None)
+    monkeypatch.setattr(store.Store, "finish", None)
     small(checkpoint, words, tmp_path / "a.zarr")
+    assert digest(tmp_path / "a.zarr") == before
 
 
 def test_a_truncated_chunk_is_a_sentence_and_is_mended(checkpoint, words, tmp_path, capfd):
@@ -131,7 +244,7 @@ def test_a_truncated_chunk_is_a_sentence_and_is_mended(checkpoint, words, tmp_pa
     before = digest(out)
     chunk = next(f for f in (out / "effects" / "c").rglob("*") if f.is_file())
     chunk.write_bytes(chunk.read_bytes()[:20])
-    with pytest.raises(confreg.ConfregError, match="store is damaged"), store.reading(out):
+    with pytest.raises(confreg.ConfregError, match="store is damaged"), reading(out):
         confreg.open(out).load()
     small(checkpoint, words, out)
     assert digest(out) == before

@@ -12,7 +12,7 @@ import zoo
 import confreg
 from confreg import tokens
 from confreg.models import Model
-from confreg.results import schema, store
+from confreg.results.open import write_netcdf
 
 LENGTH = 16
 
@@ -55,15 +55,71 @@ def test_the_cube_is_the_oracle_s(checkpoint, words, tmp_path, architecture, eng
             np.testing.assert_allclose(mine, expected, atol=1e-4, err_msg=name)
 
 
+# Name: dims, dtype, units.
+DATASET = {
+    "effects": ("neuron token effect", "float32", "see effect_units"),
+    "activation": ("neuron token", "float32", "1"),
+    "loss": ("token", "float32", "nats"),
+    "entropy": ("token", "float32", "nats"),
+    "norm_scale": ("token", "float32", "1"),
+    "rank": ("token", "int64", "1"),
+    "top1": ("token", "int64", ""),
+    "w_out_norm": ("neuron", "float32", "1"),
+    "logit_var": ("neuron", "float32", "1"),
+    "null_fraction": ("neuron", "float32", "1"),
+    "singular_value": ("component", "float32", "1"),
+    "ablation_value": ("neuron", "float32", "1"),
+    "te": ("neuron", "float32", "nats"),
+    "de": ("neuron", "float32", "nats"),
+    "mediated": ("neuron", "float32", "1"),
+    "te_mediated": ("neuron", "float32", "nats"),
+    "effect_mean": ("neuron effect", "float32", "see effect_units"),
+    "effect_abs_mean": ("neuron effect", "float32", "see effect_units"),
+    "neuron": ("neuron", "object", ""),
+    "layer": ("neuron", "int32", ""),
+    "index": ("neuron", "int32", ""),
+    "token": ("token", "int64", ""),
+    "sequence": ("token", "int32", ""),
+    "position": ("token", "int32", ""),
+    "token_id": ("token", "int64", ""),
+    "token_text": ("token", "object", ""),
+    "next_token_id": ("token", "int64", ""),
+    "keep": ("token", "bool", ""),
+    "effect": ("effect", "object", ""),
+    "effect_units": ("effect", "object", ""),
+}
+
+
 def test_axes_say_what_they_are(exact):
-    schema.validate(exact)
+    for name, (dims, dtype, units) in DATASET.items():
+        found = exact.variables[name]
+        assert (found.dims, str(found.dtype)) == (tuple(dims.split()), dtype), name
+        assert found.attrs.get("units", "") == units, name
     assert exact["neuron"].values[:2].tolist() == ["2.0", "2.1"]
     assert exact["effect"].values.tolist()[:2] == ["loss_total", "loss_direct"]
-    for name, variable in exact.variables.items():
-        assert variable.attrs["long_name"] == schema.TABLE[name].long_name
     assert all(isinstance(v, (str, int, float)) for v in exact.attrs.values())
     special = exact["token_text"].values[exact["position"].values == 0]
     assert set(special) == {"<s>"}
+
+
+def test_a_dataset_holds_what_its_recipe_declares(exact, checkpoint, words):
+    plan = confreg.plan(
+        "entropy_neurons", model=str(checkpoint("llama")), text=words, sequence_length=LENGTH,
+        max_tokens=90, engine="exact", activations=True, effects=["all"],
+    )  # fmt: skip
+    declared = {v.name: v for item in plan.items for v in item.gives if v.kept}
+    assert set(declared) == set(exact.data_vars)
+    for name, variable in declared.items():
+        found = exact[name]
+        dtype = "object" if variable.dtype == "str" else variable.dtype
+        assert (found.dims, str(found.dtype)) == (variable.dims, dtype), name
+        assert found.attrs == variable.attributes, name
+        assert found.attrs["long_name"]
+    labels = {name: label for axis in plan.axes.values() for name, label in axis.labels.items()}
+    assert set(labels) == set(exact.coords)
+    for name, label in labels.items():
+        assert exact[name].attrs == label.attributes, name
+        np.testing.assert_array_equal(exact[name].values, label.values)
 
 
 def test_a_last_position_has_no_loss_and_reductions_leave_it_out(exact):
@@ -83,23 +139,22 @@ def test_a_last_position_has_no_loss_and_reductions_leave_it_out(exact):
 
 
 @pytest.mark.parametrize("engine", ["series", "exact", "forward"])
-def test_units_change_nothing(checkpoint, words, tmp_path, engine, monkeypatch):
-    from confreg.execution import plan
-
+def test_units_change_nothing(checkpoint, words, tmp_path, engine):
     common = {"engine": engine, "neurons": "2:0-9"}
     whole = run(checkpoint, words, tmp_path / "a.zarr", **common).load()
-    monkeypatch.setattr(plan, "UNIT_TOKENS", LENGTH)
-    monkeypatch.setattr(plan, "FORWARD_NEURONS", 3)
-    cut = run(checkpoint, words, tmp_path / "b.zarr", memory="100kB", **common).load()
-    xr.testing.assert_allclose(whole, cut, atol=1e-5)
+    small = {"unit_tokens": LENGTH, "unit_copies": 3, "memory": "100kB"}
+    cut = run(checkpoint, words, tmp_path / "b.zarr", **common, **small).load()
+    # Numbers without dims say how the series fared: which pairs it leaves is a matter of units.
+    measured = [name for name, found in whole.data_vars.items() if found.dims]
+    xr.testing.assert_allclose(whole[measured], cut[measured], atol=1e-5)
 
 
-def test_the_order_of_sequences_changes_nothing(checkpoint, words, tmp_path, monkeypatch):
-    from confreg.execution import plan
-
+def test_the_order_of_sequences_changes_nothing(checkpoint, words, tmp_path):
     # Documents of many lengths, in units that begin and end within them.
-    monkeypatch.setattr(plan, "UNIT_TOKENS", 60)
-    common = {"engine": "series", "per_document": True, "max_tokens": None, "sequence_length": 60}
+    common = {
+        "engine": "series", "per_document": True, "max_tokens": None, "sequence_length": 60,
+        "unit_tokens": 60,
+    }  # fmt: skip
     one = run(checkpoint, words, tmp_path / "a.zarr", **common).load()
     two = run(checkpoint, words[::-1], tmp_path / "b.zarr", **common).load()
     order = np.lexsort((two["position"].values, -two["sequence"].values))
@@ -128,13 +183,10 @@ def test_reduced_stores_hold_the_same_reductions(checkpoint, words, tmp_path, ex
     ],
 )
 @pytest.mark.parametrize("unit", [1000, LENGTH])
-def test_ablation_values(checkpoint, words, tmp_path, ablation, expected, unit, monkeypatch):
-    from confreg.execution import plan
-
-    monkeypatch.setattr(plan, "UNIT_TOKENS", unit)
+def test_ablation_values(checkpoint, words, tmp_path, ablation, expected, unit):
     ds = run(
         checkpoint, words, tmp_path / "v.zarr", ablation=ablation, activations=True,
-        neurons="2:0-9",
+        neurons="2:0-9", unit_tokens=unit,
     )  # fmt: skip
     np.testing.assert_allclose(ds["ablation_value"], expected(ds["activation"].values.T), atol=1e-6)
 
@@ -188,5 +240,5 @@ def test_the_accessor(exact):
 
 
 def test_a_round_trip_through_netcdf(exact, tmp_path):
-    path = store.write_netcdf(exact, tmp_path / "exact.nc")
+    path = write_netcdf(exact, tmp_path / "exact.nc")
     xr.testing.assert_identical(exact.load(), confreg.open(path).load())

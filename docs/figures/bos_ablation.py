@@ -6,8 +6,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import confreg
+from confreg.report.styling import CHOSEN
+from confreg.report.styling import CONTROL as RANDOM
 
-RANDOM, CHOSEN = "#94a3b8", "#d1364f"
 EFFECTS = {"loss_total": "nats", "entropy_total": "nats", "norm_scale_total": ""}
 
 

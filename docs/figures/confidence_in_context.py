@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import confreg
+from confreg.report.styling import BLUE, RED
 
 EDGES = [0, 0.1, 1, 3, 6, 20]
 
@@ -31,12 +32,12 @@ def main(store: str, out: str, *neurons: str) -> None:
             if here.sum() > 2:
                 error = moved[here].std(ddof=1) / np.sqrt(here.sum())
                 column[0].errorbar(
-                    loss[here].mean(), moved[here].mean(), error, fmt="o", color="#d1364f", ms=5
+                    loss[here].mean(), moved[here].mean(), error, fmt="o", color=RED, ms=5
                 )
         column[0].set(xlabel="loss before (nats)", ylabel="Δ loss (nats)")
         column[0].set_title(f"{neuron}: {len(loss)} tokens above its mean", fontsize=10)
         column[1].scatter(
-            one["entropy"], effect.sel(effect="entropy_total"), s=9, color="#3e7cb1", alpha=0.7
+            one["entropy"], effect.sel(effect="entropy_total"), s=9, color=BLUE, alpha=0.7
         )
         column[1].set(xlabel="entropy before (nats)", ylabel="Δ entropy (nats)")
         for axis in column:

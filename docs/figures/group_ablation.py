@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import confreg
+from confreg.report.styling import CHOSEN, CONTROL
 
 EFFECTS = ("loss_total", "loss_direct", "entropy_total", "entropy_direct")
 
@@ -18,7 +19,7 @@ def main(store: str, out: str) -> None:
     deviations = np.unique(ds["set_deviation"].values)
     for axis, effect in zip(axes, EFFECTS):
         values = ds["effect_mean"].sel(effect=effect).values
-        for kind, colour, size in (("random", "#94a3b8", 8), ("chosen", "#d1364f", 40)):
+        for kind, colour, size in (("random", CONTROL, 8), ("chosen", CHOSEN, 40)):
             some = ds["set_kind"].values == kind
             at = np.searchsorted(deviations, ds["set_deviation"].values[some])
             spread = 0 if kind == "chosen" else rng.uniform(-0.2, 0.2, some.sum())

@@ -7,6 +7,7 @@ import numpy as np
 
 import confreg
 from confreg.report import profiles
+from confreg.report.styling import CONTROL, OTHERWISE, SECOND
 
 BASELINE = {"entropy": "entropy (nats)", "loss": "loss (nats)", "norm_scale": "norm scale"}
 EFFECTS = {"entropy_total": "Δ entropy (nats)", "loss_total": "Δ loss (nats)"}
@@ -51,9 +52,7 @@ def shifts(ds, axis):
     """How far the repeat moves chosen and random neurons."""
     relative, chosen = profiles.shifts(ds)[2], profiles.chosen_neurons(ds)
     rng = np.random.default_rng(0)
-    for place, (rows, colour, size) in enumerate(
-        ((~chosen, profiles.CONTROL, 9), (chosen, profiles.SECOND, 36))
-    ):
+    for place, (rows, colour, size) in enumerate(((~chosen, CONTROL, 9), (chosen, SECOND, 36))):
         at = place + rng.uniform(-0.25, 0.25, rows.sum())
         axis.scatter(at, relative[rows], color=colour, s=size)
     axis.axhline(0, color="0.8", lw=0.8, zorder=0)
@@ -64,9 +63,7 @@ def shifts(ds, axis):
 def along(ds, effect, axis):
     """The joint set's effect, plain and clipped, within the range of its random controls."""
     cube = ds["effects"].sel(effect=effect)
-    for (way, own, controls), colour in zip(
-        profiles.ways(ds), (profiles.SECOND, profiles.OTHERWISE)
-    ):
+    for (way, own, controls), colour in zip(profiles.ways(ds), (SECOND, OTHERWISE)):
         for kind, _, where in profiles.second_occurrences(ds):
             random = profiles.profile(ds, cube.isel(set=controls).values, where).mean
             found = profiles.profile(ds, cube.isel(set=own).values, where)
@@ -75,7 +72,7 @@ def along(ds, effect, axis):
             axis.plot(found.at, found.mean, dashed, color=colour, lw=1.6, label=name)
             if way == "plain" and dashed == "-":
                 axis.fill_between(
-                    found.at, random.min(0), random.max(0), color=profiles.CONTROL, alpha=0.35,
+                    found.at, random.min(0), random.max(0), color=CONTROL, alpha=0.35,
                     label=f"{len(controls)} random sets, {name}", lw=0, zorder=0,
                 )  # fmt: skip
     axis.axhline(0, color="0.8", lw=0.8, zorder=0)

@@ -6,8 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import confreg
-
-STRONG, CONTROL, OTHER = "#d1364f", "#94a3b8", "#3e7cb1"
+from confreg.report.styling import BLUE, CONTROL, RED
 
 
 def main(real: str, shuffled: str, out: str) -> None:
@@ -16,7 +15,7 @@ def main(real: str, shuffled: str, out: str) -> None:
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
 
     left.scatter(control["te"], control["mediated"], s=14, color=CONTROL, label="shuffled counts")
-    left.scatter(ds["te"], ds["mediated"], s=16, color=STRONG, label="counts")
+    left.scatter(ds["te"], ds["mediated"], s=16, color=RED, label="counts")
     for label, te, share in zip(ds["neuron"].values, ds["te"].values, ds["mediated"].values):
         if share > 0.19:
             left.annotate(
@@ -30,7 +29,7 @@ def main(real: str, shuffled: str, out: str) -> None:
     layers = ds["model_layer"].values
     for quantile, style in ((0.5, ":"), (0.99, "--"), (1.0, "-")):
         name = {0.5: "median", 0.99: "99th percentile", 1.0: "largest"}[quantile]
-        middle.plot(layers, np.quantile(every, quantile, axis=1), style, color=OTHER, label=name)
+        middle.plot(layers, np.quantile(every, quantile, axis=1), style, color=BLUE, label=name)
     middle.set(xlabel="layer", ylabel="|cos(W_U(γ∘w), v)|", ylim=(0, None))
     middle.legend(frameon=False, fontsize=8)
     middle.set_title("neurons of every layer that write along it", fontsize=10)
@@ -40,7 +39,7 @@ def main(real: str, shuffled: str, out: str) -> None:
     effect = kept["effects"].isel(neuron=top)
     right.scatter(
         effect.sel(effect="entropy_total"), effect.sel(effect="kl_frequency_total"),
-        s=8, color=STRONG, alpha=0.6,
+        s=8, color=RED, alpha=0.6,
     )  # fmt: skip
     right.axhline(0, color="0.8", zorder=0)
     right.axvline(0, color="0.8", zorder=0)

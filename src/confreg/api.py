@@ -121,6 +121,7 @@ def make_plan(
         place=place,
         configuration=_configuration(recipe, options, study, said, profile.name, items, added),
         attributes={
+            "title": f"{recipe.name}: {model.name}",
             **provenance.attributes(recipe.name, recipe.source, options.seed),
             **_of_model(model),
             **study.attributes,

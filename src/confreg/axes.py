@@ -217,6 +217,11 @@ class Variable:
             )
 
     @property
+    def shown(self) -> bool:
+        """Whether it is an array of the dataset; text without dims is an attribute only."""
+        return self.kept and (bool(self.dims) or self.dtype != "str")
+
+    @property
     def gathered_over(self) -> tuple[str, ...]:
         """The axes over which the units' parts become one."""
         return self.added_over or self.largest_over

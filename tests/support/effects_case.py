@@ -72,7 +72,7 @@ def unit_of(layer, edits, engine, names, tokens, **options):
     """A `Unit` with token counts."""
     numbers = counts(layer.head.out_features)
     planes = torch.stack([numbers % 256, numbers // 256 % 256, numbers // 65536]).byte()
-    return fx.Unit(tokens, edits, engine, chosen(names), counts=planes, **options)
+    return fx.Unit(tokens, edits, engine, chosen(names), **{"counts": planes, **options})
 
 
 def measure(

@@ -89,7 +89,10 @@ def measures(logits, targets, log_frequency=None):
             "entropy": -(row.exp() * row).sum().item(),
             "rank": (row > row[target]).sum().item() if target >= 0 else -1,
             "top1": row.argmax().item(),
+            "probability": row[target].exp().item() if target >= 0 else float("nan"),
+            "margin": (row.topk(2).values[0] - row.topk(2).values[1]).item(),
         }
+        found["reciprocal_rank"] = 1 / (1 + found["rank"]) if target >= 0 else float("nan")
         if log_frequency is not None:
             p = log_frequency.exp()
             real = p > 0

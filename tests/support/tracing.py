@@ -1,56 +1,40 @@
-"""Measure neurons of a `confreg.models.Model` by one trace, as a recipe does."""
+"""Measure neurons of a `confreg.models.Model` by the trace of a recipe."""
 
 from __future__ import annotations
 
-import nnsight
 import torch
+from confreg.recipes.entropy_neurons import ablate
 
-from confreg import effects
+from confreg import effects as fx
 from confreg.models import Model
 
-EFFECTS = (
-    "loss_total",
-    "loss_direct",
-    "entropy_total",
-    "entropy_direct",
-    "rank_total",
-    "top1_total",
+CHOSEN = (
+    fx.loss.total,
+    fx.loss.direct,
+    fx.entropy.total,
+    fx.entropy.direct,
+    fx.rank.total,
+    fx.top1.total,
 )
+EFFECTS = tuple(effect.name for effect in CHOSEN)
+ENGINES = {"forward": fx.Forward, "exact": fx.Exact, "series": fx.Series}
 
 
-def batch(
-    model: Model, ids: torch.Tensor, values: torch.Tensor, layer: int, engine: str
-) -> effects.Batch:
-    """Every token of ``ids`` and the first ``len(values)`` neurons of a layer."""
+def all_tokens(ids: torch.Tensor) -> fx.Tokens:
+    """Every token of ``ids`` (B, L); those that have a next token are kept."""
     targets = ids.roll(-1, 1)
     targets[:, -1] = -1
-    copies = 1 + len(values) if engine == "forward" else 1
-    return effects.Batch(
-        inputs=ids.repeat(copies, 1),
-        rows=len(ids),
-        positions=torch.arange(ids.numel()),
-        targets=targets.flatten(),
-        keep=targets.flatten() >= 0,
-        layer=layer,
-        neurons=torch.arange(len(values)),
-        width=model.n_neurons,
-        values=values,
-        effects=EFFECTS,
-        engine=engine,
-    )
+    targets = targets.flatten()
+    return fx.Tokens(ids, torch.arange(ids.numel()), targets, targets >= 0)
 
 
-def measure(model: Model, batch: effects.Batch) -> dict[str, torch.Tensor]:
-    """What `confreg.effects.measure` returns."""
-    down, norm, head = model.down_proj(batch.layer), model.final_norm, model.unembedding
-    post, spec = model.post_norm(batch.layer), model.readout
-    with model.trace(batch.inputs):
-        activation = down.input
-        down.input = effects.ablate(activation, batch)
-        post_input = post.input if post is not None else None
-        residual = norm.input
-        raw = head.output
-        readout = effects.read_readout(norm, head, residual, **spec)
-        write = effects.Write(down, post_norm=post, post_input=post_input, **model.write_spec)
-        block = nnsight.save(effects.measure(batch, readout, write, activation, residual, raw))
-    return block
+def unit_of(ids: torch.Tensor, values: torch.Tensor, layer: int, engine: str) -> fx.Unit:
+    """Every token of ``ids`` and the first ``len(values)`` neurons of a layer."""
+    edits = fx.Replace(torch.arange(len(values)), values)
+    return fx.Unit(all_tokens(ids), edits, ENGINES[engine](), CHOSEN, layer=layer)
+
+
+def measure(model: Model, unit: fx.Unit) -> dict[str, torch.Tensor]:
+    """What `confreg.effects.Site.measure` returns."""
+    with torch.no_grad():
+        return ablate(model, unit)

@@ -12,7 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from confreg.errors import ConfregError
-from confreg.report.wording import mediator
+from confreg.report.columns import described, means
+from confreg.report.subjects import ranking
+from confreg.report.wording import long_name, mediator, plural, units
+from confreg.results import axes, tables, vocabulary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,15 +24,10 @@ if TYPE_CHECKING:
     from confreg.checks import Check
     from confreg.sweep.plan import Plan
 
-HEADINGS = {
-    "te": "TE",
-    "de": "DE",
-    "te_mediated": "TE − DE",
-    "mediated": "1 − DE/TE",
-    "w_out_norm": "‖w_out‖",
-    "logit_var": "LogitVar",
-    "null_fraction": "ρ",
-}
+SHOWN = ("te", "de", "te_mediated", "mediated", "w_out_norm", "logit_var", "null_fraction")
+"""Shared numbers that are printed where a dataset has them."""
+
+OWN = 4  # columns that are printed of datasets that have none of these
 # What ρ, TE and DE are is said once under the table, for readers who come without the paper.
 LEGEND = (
     "TE, DE: mean |change of loss| in nats when the {subject} is ablated, everything recomputed, "
@@ -47,7 +45,7 @@ def _console() -> Console:
 
 
 def print_top(ds: xr.Dataset, by: str = "te_mediated", n: int = 10, smallest: bool = False) -> None:
-    """Print the strongest neurons of a dataset.
+    """Print the strongest neurons of a dataset, or entries of whatever it is about.
 
     Raises
     ------
@@ -61,38 +59,98 @@ def print_top(ds: xr.Dataset, by: str = "te_mediated", n: int = 10, smallest: bo
             "This store is not finished; the command that made it goes on where it stopped: "
             f"{ds.attrs['command_line']}"
         )
-    if "te" not in ds and by == "te_mediated":
-        by = str(ds["effect"].values[0])
-    subject = "set" if "set" in ds.dims else "neuron"
-    if subject == "set" and "te" in ds and by == "te_mediated":
-        by = "te"
-    frame = ds.confreg.top(by, ds.sizes[subject], smallest)
-    columns = [c for c in (*HEADINGS, by) if c in frame]
-    if subject == "set":
+    subject = axes.main_subject(ds)
+    if subject is not None:
+        _print_rows(ds, subject, by, n, smallest)
+    numbers = [str(name) for name, array in ds.data_vars.items() if array.ndim == 0]
+    if numbers:
+        _print_numbers(ds, numbers)
+    if subject is None and not numbers:
+        _console().print(f"{_title(ds)}: no axis with labels and no number.")
+
+
+def _print_rows(ds: xr.Dataset, subject: str, by: str, n: int, smallest: bool) -> None:
+    frame = ds.confreg.table()
+    found = []
+    if tables.rank_by(frame) is None:  # means of what there is stand in
+        found = [column for column in means(ds, subject) if column.is_number]
+        frame = frame.assign(**{column.label: column.values for column in found})
+    given = by if by in frame or by != "te_mediated" else _usual(frame)
+    if found and given != by:
+        first = ranking(found)
+        given = first.label if first else given
+    if given is None:
+        _console().print(f"{_title(ds)}: {ds.sizes[subject]} {plural(ds, subject)}, no numbers.")
+        return
+    if given in frame:
+        frame = frame.sort_values(given, ascending=smallest, kind="stable")
+    else:
+        frame = ds.confreg.top(given, ds.sizes[subject], smallest)
+    if axes.is_scale(ds, subject) and given != by:
+        frame = frame.sort_index()
+    columns = [name for name in SHOWN if name in frame]
+    columns += [] if columns else tables.numbers(frame)[:OWN]
+    columns += [given]
+    if "set_kind" in ds.coords and ds["set_kind"].dims == (subject,):
         frame, more = _chosen_sets(ds, frame)
-        columns = [*(c for c in columns if c not in ("de", "te_mediated") or c == by), *more]
+        columns = [*(c for c in columns if c not in ("de", "te_mediated") or c == given), *more]
+    columns = list(dict.fromkeys(columns))
     frame = frame.head(n)
-    title = f"{ds.attrs['title']}: {len(frame)} of {ds.sizes[subject]} {subject}s"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(subject, style="bold", no_wrap=True)
-    for column in dict.fromkeys(columns):
-        table.add_column(HEADINGS.get(column, column), justify="right", no_wrap=True)
+    noun = subject.replace("_", " ")
+    what = f"{len(frame)} of {ds.sizes[subject]} {plural(ds, subject)}"
+    table = Table(title=f"{_title(ds)}: {what}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(noun, style="bold", no_wrap=True, min_width=len(noun))
+    for column in columns:
+        words = column in vocabulary.WORDS
+        table.add_column(_heading(ds, subject, column), justify="right", no_wrap=words)
     for label, row in frame.iterrows():
-        numbers = row[list(dict.fromkeys(columns))].astype(float)
-        table.add_row(str(label), *map(_number, numbers))
+        text = f"{label:.6g}" if isinstance(label, float) else str(label)
+        table.add_row(text, *map(_number, row[columns].astype(float)))
     console = _console()
     console.print(table)
     if "te" in columns:
-        said = LEGEND.format(subject=subject, frozen=mediator(ds)[0])
+        said = LEGEND.format(subject=noun, frozen=mediator(ds)[0])
         if "null_fraction" in columns:
             said += LEGEND_NULL
-        if subject == "set":
+        if "set_kind" in ds.coords:
             said += LEGEND_SETS.format(least=1 + _controls(ds))
         console.print(said, style="dim")
 
 
+def _usual(frame: pd.DataFrame) -> str | None:
+    """By what rows are ranked where nobody says: TE, else the first effect, else what there is."""
+    return "te" if "te" in frame else tables.rank_by(frame)
+
+
+def _heading(ds: xr.Dataset, axis: str, column: str) -> str:
+    """How a narrow table heads a column, with units where the vocabulary has no word for it."""
+    if column in vocabulary.WORDS:
+        return vocabulary.word(column).heading
+    if tables.split_column(column)[0] not in ds:
+        return column
+    return described(ds, axis, column, np.zeros(0)).label
+
+
+def _title(ds: xr.Dataset) -> str:
+    return str(ds.attrs.get("title", ds.attrs.get("recipe", "dataset")))
+
+
+def _print_numbers(ds: xr.Dataset, names: list[str]) -> None:
+    """Print what is one number, or one word, of the whole dataset."""
+    table = Table(title=_title(ds), box=box.SIMPLE_HEAD, show_header=False, padding=(0, 1, 0, 0))
+    for name in names:
+        value = ds[name].values
+        text = _number(float(value)) if value.dtype.kind in "fiu" else str(value)
+        table.add_row(
+            vocabulary.word(name).symbol, f"{text} {units(ds, name)}", long_name(ds, name)
+        )
+    _console().print(table)
+
+
 def _controls(ds: xr.Dataset) -> int:
     """How many random sets a chosen one has, at most."""
+    if "set_control" not in ds.coords:
+        return 0
     drawn = ds["set_control"].values[ds["set_kind"].values == "random"]
     return int(np.unique(drawn, return_counts=True)[1].max(initial=0)) if len(drawn) else 0
 
@@ -102,10 +160,12 @@ def _chosen_sets(ds: xr.Dataset, frame: pd.DataFrame) -> tuple[pd.DataFrame, lis
     chosen = frame.index[ds["set_kind"].to_series().reindex(frame.index) == "chosen"]
     frame, more = frame.loc[chosen].copy(), []
     for effect in ("loss_total", "entropy_total"):
-        if effect not in ds["effect"].values:
+        if "effect" not in ds.coords or effect not in ds["effect"].values:
             continue
         name = effect.removesuffix("_total")
         for column, variable in ((f"Δ {name}", "effect_mean"), (f"p({name})", "p_random")):
+            if variable not in ds:
+                continue
             frame[column] = ds[variable].sel(effect=effect).to_series().reindex(chosen)
             more.append(column)
     return frame, more

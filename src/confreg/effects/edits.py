@@ -27,8 +27,9 @@ and, where they differ from these, the attributes
 ``rank = 1``
     How many directions an edit writes into (k), or None where that differs from edit to edit.
 ``settled(seen)``
-    Edits that have to look at the unit's own tokens before they know what they do: those that do,
-    a class with ``values`` (n,), which the block returns as ``ablation_value``.
+    For edits that have to look at the unit's own tokens before they know what they do: edits that
+    know it, with ``values`` (n,), which the block returns as ``ablation_value``. A unit of such
+    edits cannot be cut between its tokens.
 """
 
 import torch

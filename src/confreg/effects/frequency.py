@@ -11,7 +11,7 @@ def log_frequencies(counts):
     Parameters
     ----------
     counts : Tensor (bytes, V) uint8
-        As of `confreg.effects.batch.Batch`. Rows that no token owns take no part, and get -inf.
+        As of `confreg.effects.unit.Unit`. Rows that no token owns take no part, and get -inf.
     """
     weights = 256.0 ** torch.arange(len(counts), dtype=torch.float64)
     smoothed = weights @ counts.double().cpu()
@@ -36,34 +36,40 @@ def put_back(after, before, direction):
     return after + ((before - after) @ direction)[:, None] * direction
 
 
-def frequency_cosines(readout, writes, like, counts, vocab_real, memory=2**29):
-    """cos(W_U(γ∘P w), v) of every neuron of some layers, by calling modules only.
+def frequency_cosines(sites, like, counts, memory=2**29, centre_vocabulary=True):
+    """cos(C W_U(γ∘P w), v) of every neuron of some layers, by calling modules only.
+
+    That is Pearson's r, over the vocabulary, between what the neuron adds to the logits and the
+    tokens' log frequencies.
 
     Parameters
     ----------
-    readout : Readout
-    writes : list of Write
+    sites : list of Site
         One a layer, L of them, each of n neurons.
     like : Tensor (..., d)
         Any activation of the residual stream.
     counts : Tensor (bytes, V) uint8
-        As of `log_frequencies`.
-    vocab_real : int
-        Rows of the unembedding that tokens own; padding rows after them are left out.
+        As of `log_frequencies`: its zeros are rows of the unembedding that no token owns.
     memory : int
         Bytes for parts of the unembedding.
+    centre_vocabulary : bool
+        Whether what the neuron adds to all logits alike is taken off first (C), see
+        `confreg.effects.weights`.
 
     Returns
     -------
     Tensor (L, n) float32, on the CPU
-        The norm of W_U(γ∘P w) is over the rows that tokens own; no (n, V) array is made.
+        Norms are over the rows that tokens own; no (n, V) array is made.
     """
     with torch.no_grad():
-        frequency = frequency_direction(log_frequencies(counts)).to(like.device).double()
-        rows = Rows(readout, like, vocab_real, memory)
-        gram, pulled = products(rows, frequency[:vocab_real])
+        log_frequency = log_frequencies(counts).to(like.device)
+        readout = sites[0].readout_of(like)
+        rows = Rows(readout, like, log_frequency > -torch.inf, memory, centre_vocabulary)
+        frequency = frequency_direction(log_frequency)[rows.owned].double()
+        gram, pulled = products(rows, frequency)
         found = []
-        for write in writes:
+        for site in sites:
+            write = site.write_of(like)
             every = torch.arange(write.width, device=like.device)
             w = readout.centre(weights_in_chunks(write, every, like, memory).double())
             norm = ((w @ gram) * w).sum(-1).clamp_min(1e-300).sqrt()

@@ -1,4 +1,4 @@
-"""What ablating one neuron does to the final norm's scale, exactly.
+"""What an edit does to the final norm's scale, exactly.
 
 For token t let x be the final residual, a the neuron's activation, v its ablation value,
 δ = v − a and w its output weight. Ablation replaces x by x' = x + α w + κ m̂, where α = δ
@@ -61,7 +61,7 @@ def final_norm_change(readout, residual, directions, alpha, kappa=None, carried=
     residual : Tensor (T, d)
         Final residual, unablated.
     directions : Tensor (n, d)
-        What each neuron writes: w, or γ_p∘P_p w under a post-norm.
+        What each edit writes: w, or γ_p∘P_p w under a post-norm.
     alpha : Tensor (n, T)
     kappa, carried : Tensor (n, T) and (T, d), or None
         κ and m̂ of a post-norm.

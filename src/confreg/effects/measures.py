@@ -267,6 +267,7 @@ def log_weight(prediction):
 def mean_shifted(prediction):
     """Mean under p of the shifted logits, (m,)."""
     total = prediction.once(weight)
+    prediction.once(weights)
     # In the weights' place, which nothing else needs any more.
     weighted = prediction.known.pop(weights).mul_(prediction.once(shifted))
     return weighted.sum(-1) / total

@@ -57,11 +57,36 @@ class Observed:
 
     def rows(self):
         """What the trace passed to `Site.measure`, unedited, at the tokens: (T, width) float32."""
-        return take(self.seen, self.positions).float()
+        return take(self.seen, self.positions).float().to(self.raw.device)
+
+    def written(self, edits, seen):
+        """What some edits add to the residual stream: δ (n, k, T) and w (n, k, d).
+
+        Parameters
+        ----------
+        edits : Replace, Together ...
+            A span of the unit's.
+        seen : Tensor (T, width)
+            `rows`.
+        """
+        delta, w = edits.writes(self, seen)
+        shapes = f"{tuple(delta.shape)} and {tuple(w.shape)}"
+        if delta.dim() == 2:
+            delta, w = delta.unsqueeze(1), w.unsqueeze(1)
+        count, tokens, d = len(edits), len(self.positions), self.residual.shape[-1]
+        fitting = delta.dim() == w.dim() == 3 and delta.shape[:2] == w.shape[:2]
+        if not fitting or len(w) != count or (delta.shape[-1], w.shape[-1]) != (tokens, d):
+            raise ValueError(
+                f"{type(edits).__name__}.writes returned {shapes}: wanted are ({count}, {tokens}) "
+                f"and ({count}, {d}), or of several directions each ({count}, k, {tokens}) and "
+                f"({count}, k, {d})"
+            )
+        return delta.to(self.raw.device), w.float().to(self.raw.device)
 
     def weights(self, index):
         """Output weights of some neurons of the layer, (n, d) float32."""
-        return self.write.weights(index.to(self.raw.device), self.seen)
+        found = self.write.weights(index.to(self.seen.device), self.seen)
+        return found.to(self.raw.device)
 
     def sizes(self):
         """Edits and tokens of a chunk, so that the closed forms fit ``unit.memory``."""

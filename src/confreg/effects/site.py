@@ -102,7 +102,7 @@ class Site:
             where edits found their own values; ``pairs``, ``recomputed``, ``sampled``,
             ``error_sum``, ``error_largest``, float64 scalars: pairs of an edit and a token, how
             many of them the series left to the exact sums, how many were recomputed in float64, and
-            the sum and the largest of those pairs' errors (each the largest over the pair's effects).
+            the sum and the largest of those pairs' errors (each the largest over its effects).
 
             If ``unit.watched``: ``activation`` (m, T) float32 (unless ``unit.changes`` is
             ``"sums"``). If ``unit.changes``: ``activation_change_sum`` and

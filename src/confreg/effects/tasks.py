@@ -66,16 +66,9 @@ class Weights:
 
     def statistics(self, site, like):
         """What `weight_statistics` returns; ``like`` is any activation of the residual stream."""
-        readout, write = site.readout_of(like), site.write_of(like)
         return weight_statistics(
-            readout,
-            write,
-            self.index,
-            like,
-            self.null_dims,
-            int(self.owned.sum()),
-            self.memory,
-        )  # fmt: skip SHIM
+            site, self.index, like, self.null_dims, self.owned, self.memory, self.centre_vocabulary
+        )
 
 
 class FrequencyWeights:
@@ -87,26 +80,20 @@ class FrequencyWeights:
     layers : list of int
     counts : Tensor (bytes, V) uint8
         As of `confreg.effects.frequency.log_frequencies`.
-    owned : Tensor (V,) bool
     memory, centre_vocabulary
         As of `confreg.effects.frequency.frequency_cosines`.
     """
 
-    def __init__(self, inputs, layers, counts, owned, memory, centre_vocabulary):
+    def __init__(self, inputs, layers, counts, memory, centre_vocabulary):
         self.inputs = inputs
         self.layers = layers
         self.counts = counts
-        self.owned = owned
         self.memory = memory
         self.centre_vocabulary = centre_vocabulary
 
     def cosines(self, sites, like):
         """Cosines (L, n) float32, of a `Site` a layer."""
-        readout = sites[0].readout_of(like)
-        writes = [site.write_of(like) for site in sites]
-        return frequency_cosines(
-            readout, writes, like, self.counts, int(self.owned.sum()), self.memory
-        )
+        return frequency_cosines(sites, like, self.counts, self.memory, self.centre_vocabulary)
 
 
 class Prefixes:

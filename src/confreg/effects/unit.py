@@ -110,6 +110,11 @@ class Unit:
         self.counts = counts
         self.copies = len(edits) if engine.copies else 0
         self.inputs = tokens.inputs.repeat(1 + self.copies, 1)
+        if not engine.copies and getattr(edits, "writes", None) is None:
+            kind = type(edits).__name__
+            raise ValueError(f"{kind} has no closed form: it takes the engine Forward")
+        if changes is not None and watched is None:
+            raise ValueError("changes are of watched values: say which, watched=")
         if changes is not None and not self.copies:
             raise ValueError("how watched values change is seen by the engine Forward only")
 

@@ -1,7 +1,9 @@
 """Weight-space statistics: how a neuron's output weight meets the folded unembedding.
 
-The folded unembedding is Ŵ = W_U diag(γ) P, (V, d): what a residual direction does to raw logits
-up to the norm's scale. The model itself is never folded. Everything follows from two d × d
+The folded unembedding is Ŵ = C W_U diag(γ) P, (V, d): what a residual direction does to raw logits
+up to the norm's scale, and up to what it adds to all of them alike, which softmax does not see. C
+takes the mean row off every row; where there is a softcap, which does see it, C is left out. Only
+rows that tokens own take part. The model itself is never folded. Everything follows from two d × d
 matrices, accumulated in float64 over the vocabulary: Ŵᵀ Ŵ, whose eigenvalues are the squared
 singular values (those below 1e-8 of the largest drown in rounding, far below any that matter),
 and the same with Ŵ's rows normalised, which holds the variance of every neuron's cosines at once.
@@ -12,22 +14,26 @@ import torch
 SHARP = 1.5  # a drop between neighbouring singular values that marks a null space
 
 
-def weight_statistics(readout, write, neurons, like, null_dims=None, vocab_real=None, memory=2**29):
+def weight_statistics(
+    site, neurons, like, null_dims=None, owned=None, memory=2**29, centre_vocabulary=True
+):
     """Statistics of some neurons' output weights, by calling modules only.
 
     Parameters
     ----------
-    readout : Readout
-    write : Write
+    site : Site
+        Of the neurons' layer.
     neurons : Tensor (n,) int64
     like : Tensor (..., d)
         Any activation of the residual stream.
     null_dims : int, optional
         k; by default `choose_null_dims`.
-    vocab_real : int, optional
-        Rows of the unembedding that tokens own; padding rows after them are left out.
+    owned : Tensor (V,) bool, optional
+        Rows of the unembedding that tokens own; others (padding) are left out. By default all.
     memory : int
         Bytes for parts of the unembedding.
+    centre_vocabulary : bool
+        Whether C is applied, as TransformerLens' ``center_unembed`` does and hence the paper.
 
     Returns
     -------
@@ -39,8 +45,8 @@ def weight_statistics(readout, write, neurons, like, null_dims=None, vocab_real=
         under a post-norm. Stolfo et al. 2024 (arXiv 2406.16254).
     """
     with torch.no_grad():
-        vocabulary = vocab_real or len(readout.offset)
-        rows = Rows(readout, like, vocabulary, memory)
+        readout, write = site.readout_of(like), site.write_of(like)
+        rows = Rows(readout, like, owned, memory, centre_vocabulary)
         gram, spread = rows.products()
         squares, vectors = torch.linalg.eigh(gram)
         singular = squares.clamp_min(0).sqrt()
@@ -90,13 +96,35 @@ def weights_in_chunks(write, neurons, like, memory):
 
 
 class Rows:
-    """Products of the folded unembedding's rows, with no more of it in memory than allowed."""
+    """Products of the folded unembedding's rows, with no more of it in memory than allowed.
 
-    def __init__(self, readout, like, vocabulary, memory):
+    Parameters
+    ----------
+    readout : Readout
+    like : Tensor (..., d)
+    owned : Tensor (V,) bool, or None
+        Rows that take part.
+    memory : int
+        Bytes.
+    centre_vocabulary : bool
+        See `weight_statistics`.
+    """
+
+    def __init__(self, readout, like, owned, memory, centre_vocabulary):
         self.readout = readout
         self.like = like
-        self.vocabulary = vocabulary
         d = like.shape[-1]
+        vocabulary = len(readout.offset)
+        self.owned = slice(0, vocabulary)
+        if owned is not None:
+            index = owned.nonzero()[:, 0].to(like.device)
+            vocabulary = len(index)
+            unbroken = vocabulary == 0 or int(index[-1]) + 1 == vocabulary  # so no copy is made
+            self.owned = slice(0, vocabulary) if unbroken else index
+        self.vocabulary = vocabulary
+        self.centring = centre_vocabulary and readout.softcap is None
+        # The mean row, found block by block of its columns.
+        self.common = torch.zeros(d, dtype=torch.float64, device=like.device)
         # Two blocks are held in the model's dtype, and one is being made in float32.
         width = like.element_size() * 2 + 4
         self.size = max(1, min(d, int(0.8 * memory) // (width * len(readout.offset))))
@@ -107,23 +135,35 @@ class Rows:
         """Columns of W_U, transposed: (k, V) in the model's own dtype, hence exactly."""
         eye = torch.zeros(len(columns), self.like.shape[-1], device=self.like.device)
         eye[torch.arange(len(columns), device=eye.device), columns] = 1
-        return self.readout.unembed(eye)[:, : self.vocabulary].to(self.like.dtype)
+        return self.readout.unembed(eye)[:, self.owned].to(self.like.dtype)
 
     def folded(self, block, columns, some, mean):
         """Part of Ŵᵀ, (k, v) float64."""
         part = block[:, some].double() * self.readout.gain[columns].double()[:, None]
+        if self.centring:
+            part = part - self.common[columns][:, None]
         return part - mean[some] if self.readout.centred else part
+
+    def mean_row(self, block, columns):
+        """Some columns of the mean row of W_U diag(γ), (k,) float64."""
+        total = sum(block[:, some].double().sum(1) for some in self.spans())
+        return total * self.readout.gain[columns].double() / self.vocabulary
 
     def spans(self):
         """Slices of the vocabulary."""
         return [slice(v, v + self.step) for v in range(0, self.vocabulary, self.step)]
 
     def row_statistics(self, first):
-        """Mean and norm of every row of W_U diag(γ), the norm after centring: two (V,) float64."""
+        """Mean and norm of every row of C W_U diag(γ), the norm after P: two (V,) float64.
+
+        Finds the mean row, too.
+        """
         total = torch.zeros(self.vocabulary, dtype=torch.float64, device=self.like.device)
         squares = torch.zeros_like(total)
         for columns in self.blocks:
             block = first if columns is self.blocks[0] else self.block(columns)
+            if self.centring:
+                self.common[columns] = self.mean_row(block, columns)
             for some in self.spans():
                 part = self.folded(block, columns, some, torch.zeros_like(total))
                 total[some] += part.sum(0)

@@ -93,12 +93,23 @@ class Description:
         ConfregError
             The model has no such layer.
         """
-        if not -self.n_layers <= index < self.n_layers:
-            raise ConfregError(
-                f"{self.name} has layers 0 to {self.n_layers - 1} (or -{self.n_layers} to -1 "
-                f"from the end); there is no layer {index}."
-            )
-        return index % self.n_layers
+        return whole_layer(index, self.n_layers)
+
+
+def whole_layer(layer: int, n_layers: int) -> int:
+    """A layer from 0, given from either end.
+
+    Raises
+    ------
+    ConfregError
+        The model has no such layer.
+    """
+    if not -n_layers <= layer < n_layers:
+        raise ConfregError(
+            f"There is no layer {layer}: the model has layers 0 to {n_layers - 1} "
+            "(-1 means the last)."
+        )
+    return layer % n_layers
 
 
 def bytes_per_parameter(dtype: str) -> float:
@@ -161,14 +172,7 @@ class Model:
 
     def __init__(self, nn: TransformersModel, description: Description) -> None:
         self.nn = nn
-        self.description = known = description
-        self.name, self.revision, self.dtype = known.name, known.revision, known.dtype
-        self.architecture, self.config = known.architecture, known.config
-        self.tokenizer = known.tokenizer
-        self.n_layers, self.n_neurons = known.n_layers, known.n_neurons
-        self.n_heads = known.n_heads
-        self.d_model, self.max_length = known.d_model, known.max_length
-        self.vocab_size, self.vocab_real = known.vocab_size, known.vocab_real
+        self.description = description
         # nnsight reads the caller's frame: a Python function in between would hide the body.
         self.trace = functools.partial(nn.trace, use_cache=False)
         row = description.row
@@ -177,6 +181,12 @@ class Model:
         self.readout = row.readout(description.config)
         self.post_readout = row.post_readout(description.config)
         self.multiplier = float(row.multiplier(description.config))
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever is known before the weights are read."""
+        if name.startswith("__") or name == "description":
+            raise AttributeError(name)
+        return getattr(self.description, name)
 
     def __repr__(self) -> str:
         """Name, family, shape and dtype."""
@@ -206,10 +216,6 @@ class Model:
         network.eval().requires_grad_(False)
         nn = TransformersModel(network, task="text-generation", tokenizer=tokenizer)
         return cls(nn, described)
-
-    def layer(self, index: int) -> int:
-        """Return a layer's number, counting negative ones from the end."""
-        return self.description.layer(index)
 
     @property
     def write_spec(self) -> dict[str, Any]:

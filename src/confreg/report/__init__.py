@@ -4,7 +4,9 @@
 part to it.
 """
 
-from confreg.report import aligned, attention, figures, groups, profiles
+# Sections appear on the page in the order in which these modules register them.
+from confreg.report import aligned, attention, groups, neurons, jobs  # isort: skip  # noqa: F401
+from confreg.report import figures, maps, profiles, styling
 from confreg.report.page import write
 from confreg.report.sections import Figure, Section, section
 
@@ -15,7 +17,10 @@ __all__ = [
     "attention",
     "figures",
     "groups",
+    "maps",
+    "neurons",
     "profiles",
     "section",
+    "styling",
     "write",
 ]

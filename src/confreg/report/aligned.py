@@ -6,17 +6,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from confreg.report import profiles
-from confreg.report.sections import Cell, Column, Figure, Options, Section, section
-from confreg.report.wording import effect_label, number, signed
+from confreg.report import figures, profiles
+from confreg.report.sections import Cell, Column, Figure, Options, Section, Table, section
+from confreg.report.wording import number, signed
 
 if TYPE_CHECKING:
     import xarray as xr
 
-NEEDS = ("occurrence", "activation", "effects", "mean_second", "set_clipped")
+OCCURRENCES = dict.fromkeys(("occurrence", "aligned", "matched", "compared", "keep"), ("token",))
+CLIPPED = dict.fromkeys(("set_kind", "set_control", "set_size", "set_clipped"), ("set",))
 
 
-@section(needs=NEEDS, subject="set")
+@section(
+    needs=OCCURRENCES
+    | {"activation": ("neuron", "token"), "member": ("set", "neuron"), "set_kind": ("set",)}
+    | dict.fromkeys(("mean_first", "mean_second", "ablation_value"), ("neuron",)),
+    shows=("activation", "mean_first", "mean_second"),
+)
 def repeats(ds: xr.Dataset, options: Options) -> Section:
     """Show the model and the chosen neurons along both occurrences."""
     count = len(np.unique(ds["sequence"].values))
@@ -48,7 +54,7 @@ def repeats(ds: xr.Dataset, options: Options) -> Section:
         f"Each of {count} sequences has a text twice. Tokens of the same place in both occurrences "
         "are compared."
     )
-    data = (_columns(others), _rows(ds, chosen), "neuron")
+    data = Table(_columns(others), _rows(ds, chosen), "neuron")
     return Section("repeats", "Where the text comes again", lead, shown, "table", data)
 
 
@@ -67,34 +73,38 @@ def _columns(others: int) -> list[Column]:
 
 
 def _rows(ds: xr.Dataset, chosen: np.ndarray) -> list[tuple[str, bool, list[Cell]]]:
-    mean, sd, relative = profiles.shifts(ds)
-    controls = np.abs(relative[~chosen])
+    found, p = profiles.shifts(ds), profiles.shift_ps(ds)
     rows = []
     for row in np.flatnonzero(chosen):
         before, after = (float(ds[f"mean_{name}"].values[row]) for name in ("first", "second"))
-        values = [before, after, mean[row], sd[row], relative[row]]
-        if len(controls):
-            values.append((1 + (controls >= abs(relative[row])).sum()) / (1 + len(controls)))
+        values = [before, after, found.mean[row], found.sd[row], found.sigma[row]]
+        if not chosen.all():
+            values.append(p[row])
         texts = [signed(v) if i in (2, 4) else number(v) for i, v in enumerate(values)]
         cells = [Cell(text, float(value)) for text, value in zip(texts, values, strict=True)]
         rows.append((str(ds["neuron"].values[row]), False, cells))
     return rows
 
 
-@section(needs=NEEDS, subject="set")
+@section(
+    needs=OCCURRENCES
+    | CLIPPED
+    | {"effects": ("set", "token", "effect"), "member": ("set", "neuron")},
+    shows=(),
+)
 def effects_along(ds: xr.Dataset, options: Options) -> Section:
     """Show a set's effects along the second occurrence."""
     drawn = profiles.ways(ds)
     size, controls = int(ds["set_size"].values[drawn[0][1]]), len(drawn[0][2])
     who = f"{size} chosen neurons together" if size > 1 else "The first chosen neuron"
+    kind = "sets of the same size" if size > 1 else "neurons"
     names = [str(n) for n in ds["effect"].values if str(n) in ("entropy_total", "loss_total")]
     shown = [
         Figure(
             f"along-{name}",
             profiles.along(ds, name),
-            f"{effect_label(name)} when ablated, by position in the second occurrence. {who}, "
-            f"against {controls} random {'sets of the same size' if size > 1 else 'neurons'} of "
-            "the layer.",
+            f"{figures.effect_words(ds, name)[0]} when ablated, by position in the second "
+            f"occurrence. {who}, against {controls} random {kind} of the layer.",
             wide=True,
         )
         for name in names

@@ -6,19 +6,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from confreg.report.sections import Cell, Column, Figure, Options, Section, section
-from confreg.report.styling import legend, styled
+from confreg.report.sections import Cell, Column, Figure, Options, Section, Table, has, section
+from confreg.report.styling import CHOSEN, CONTROL, legend, styled
 from confreg.report.wording import number, percent, signed
+from confreg.results import repeats
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     import xarray as xr
 
-CHOSEN, CONTROL = "#d1364f", "#94a3b8"
+WATCHES: dict[str, tuple[str, ...]] = {
+    "activation_change_mean": ("set", "neuron"),
+    "activation_change_abs_mean": ("set", "neuron"),
+    "set_heads": ("set",),
+    "set_kind": ("set",),
+    "set_control": ("set",),
+    "set_size": ("set",),
+}
 WATCHED = 30  # neurons that are drawn and listed
 
 
-@section(needs=("prefix_score", "set_heads"), subject="set")
+@section(
+    needs={"prefix_score": ("model_layer", "head"), "set_heads": ("set",), "set_kind": ("set",)}
+)
 def prefix(ds: xr.Dataset, options: Options) -> Section:
     """Show every head's prefix-matching score."""
     caption = (
@@ -31,13 +41,15 @@ def prefix(ds: xr.Dataset, options: Options) -> Section:
     )
 
 
-@section(needs=("activation_change_mean", "set_heads"), subject="set")
+@section(
+    needs=WATCHES,
+)
 def watched(ds: xr.Dataset, options: Options) -> Section:
     """Show what the ablated heads do to the watched neurons."""
     own, controls = together(ds)
     shown = loudest(ds, own)
     name = str(ds["set_heads"].values[own])
-    unit = "in standard deviations of the activation, " if "activation" in ds else ""
+    unit = "in standard deviations of the activation, " if _active(ds) else ""
     caption = (
         f"Mean change of the activation at the repeat, {unit}with {name} attending to the first "
         f"token only, against {len(controls)} random sets of as many heads."
@@ -45,14 +57,19 @@ def watched(ds: xr.Dataset, options: Options) -> Section:
     lead = ""
     if len(shown) < ds.sizes["neuron"]:
         lead = f"The {len(shown)} of {ds.sizes['neuron']:,} neurons that change most."
-    if "activation" in ds:
+    if _active(ds):
         lead += (
             " Taken back: how much of the way from the first occurrence to the repeat the ablation "
             "undoes, −change / (repeat − first)."
         )
-    data = (_columns(ds), [_row(ds, own, controls, int(row)) for row in shown], "neuron")
+    back = _taken_back(ds)
+    rows = [_row(ds, own, controls, int(row), back) for row in shown]
+    data = Table(_columns(ds), rows, "neuron")
+    shows = frozenset(n for n in ("activation_p_random", "taken_back") if n in ds)
     figure = Figure("watched", changes(ds), caption, wide=True)
-    return Section("watched", "Neurons that they move", lead.strip(), [figure], "table", data)
+    return Section(
+        "watched", "Neurons that they move", lead.strip(), [figure], "table", data, shows
+    )
 
 
 def together(ds: xr.Dataset) -> tuple[int, np.ndarray]:
@@ -65,7 +82,7 @@ def together(ds: xr.Dataset) -> tuple[int, np.ndarray]:
 
 def spread(ds: xr.Dataset) -> np.ndarray:
     """Return the unit of each neuron's change: σ of its activation, or 1 where it is unknown."""
-    if "activation" not in ds:
+    if not _active(ds):
         return np.ones(ds.sizes["neuron"])
     found = ds["activation"].values.astype(float).std(axis=1)
     return np.where(found > 0, found, 1.0)
@@ -147,7 +164,7 @@ def changes(ds: xr.Dataset) -> go.Figure:
                 hovertemplate="<b>%{customdata}</b><br>%{y:.4g}<extra></extra>",
             )
         )
-    unit = "σ" if "activation" in ds else "its own units"
+    unit = "σ" if _active(ds) else "its own units"
     figure.update_xaxes(tickvals=list(range(len(shown))), ticktext=names, tickangle=-60)
     figure.update_yaxes(title=f"mean change of the activation ({unit})", zeroline=True)
     return legend(styled(figure))
@@ -155,7 +172,7 @@ def changes(ds: xr.Dataset) -> go.Figure:
 
 def _columns(ds: xr.Dataset) -> list[Column]:
     found = []
-    if "activation" in ds:
+    if _active(ds):
         found = [
             ("first", "mean activation over the first occurrence"),
             ("repeat", "mean activation over the repeat"),
@@ -167,13 +184,33 @@ def _columns(ds: xr.Dataset) -> list[Column]:
         ("|change|", "mean absolute change at the repeat"),
         ("p", "(1 + random sets with at least as large a mean absolute change) / (1 + sets)"),
     ]
-    if "activation" in ds:
+    if _active(ds):
         found.append(("taken back", "−change / (repeat − first)"))
     return [Column(title, hint, False) for title, hint in found]
 
 
+Back = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _active(ds: xr.Dataset) -> bool:
+    """Say whether the activations of the watched neurons were kept."""
+    return has(ds, "activation", ("neuron", "token"))
+
+
+def _taken_back(ds: xr.Dataset) -> Back | None:
+    """Return mean activations at both occurrences, (n,), and what is taken back, (S, n)."""
+    if not _active(ds):
+        return None
+    along = (ds[name].values for name in ("occurrence", "compared"))
+    first, second = repeats.occurrence_means(ds["activation"].values, *along)
+    if has(ds, "taken_back", ("set", "neuron")):
+        return first, second, ds["taken_back"].transpose("set", "neuron").values
+    change = ds["activation_change_mean"].transpose("set", "neuron").values
+    return first, second, repeats.taken_back(change, first, second)
+
+
 def _row(
-    ds: xr.Dataset, own: int, controls: np.ndarray, neuron: int
+    ds: xr.Dataset, own: int, controls: np.ndarray, neuron: int, back: Back | None
 ) -> tuple[str, bool, list[Cell]]:
     change = ds["activation_change_mean"].values[:, neuron].astype(float)
     random = change[controls] if len(controls) else np.array([np.nan])
@@ -181,13 +218,9 @@ def _row(
     p = float(ds["activation_p_random"].values[own, neuron]) if len(controls) else np.nan
     values = [change[own], random.min(), random.max(), size, p]
     cells = [Cell(signed(v) if i < 3 else number(v), _sortable(v)) for i, v in enumerate(values)]
-    if "activation" in ds:
-        active, compared = ds["activation"].values[neuron], ds["compared"].values
-        first, repeat = (
-            float(active[compared & (ds["occurrence"].values == k)].mean()) for k in (0, 1)
-        )
-        share = -change[own] / (repeat - first) if repeat != first else np.nan
-        before = [Cell(number(value), value) for value in (first, repeat)]
+    if back is not None:
+        first, second, share = back[0][neuron], back[1][neuron], back[2][own, neuron]
+        before = [Cell(number(value), _sortable(value)) for value in (first, second)]
         cells = [*before, *cells, Cell(percent(share), _sortable(share))]
     return str(ds["neuron"].values[neuron]), False, cells
 

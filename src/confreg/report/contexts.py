@@ -1,14 +1,17 @@
-"""The most affected tokens of a neuron, in the text around them."""
+"""The most affected tokens of a neuron, or of an entry of another axis, in their text."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from confreg.report.neurons import subject
-from confreg.report.wording import effect_label, number, signed
+from confreg.report.columns import of_quantity
+from confreg.report.placing import place, shown_as
+from confreg.report.sections import Options
+from confreg.report.wording import label, number, signed, units
+from confreg.results import axes, tables
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -18,11 +21,25 @@ _VISIBLE = str.maketrans({"\n": "↵", "\r": "␍", "\t": "⇥"})
 
 
 @dataclass(frozen=True)
+class Shade:
+    """What may colour the text: a variable, or one quantity of it.
+
+    ``at`` is the quantity's place along the dimension ``layers``; −1 and "" if there is none.
+    """
+
+    name: str
+    label: str
+    units: str
+    layers: str = ""
+    at: int = -1
+
+
+@dataclass(frozen=True)
 class Word:
     """A token as shown: its text, how strongly each colour is on, and its numbers.
 
     ``shades`` are in [−1, 1], one for each effect; ``underline`` likewise or None;
-    ``numbers`` are the same as text, in the order of :attr:`Detail.quantities`.
+    ``numbers`` are the same as text, in the order of :func:`quantities`.
     """
 
     text: str
@@ -36,11 +53,12 @@ class Word:
 class Context:
     """One affected token with the text around it."""
 
-    sequence: int
-    position: int
+    where: str
     effect: str
     following: str
     words: list[Word]
+    sequence: int = 0
+    position: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,18 +73,33 @@ class Detail:
     shaded: list[str]
     limits: list[str]
     underlined: str
-    contexts: list[Context]
+    contexts: list[Context] = field(default_factory=list)
 
 
 class Tokens:
     """The per-token labels of a dataset, read once."""
 
     def __init__(self, ds: xr.Dataset) -> None:
+        self.axis = str(ds["token_text"].dims[0])
         self.text = [str(text).translate(_VISIBLE) for text in ds["token_text"].values]
-        self.sequence = np.asarray(ds["sequence"].values)
-        self.position = np.asarray(ds["position"].values)
-        self.keep = np.asarray(ds["keep"].values, dtype=bool)
-        self.base = {name: np.asarray(ds[name].values) for name in ("loss", "rank") if name in ds}
+        count = len(self.text)
+        self.sequence = self._label(ds, "sequence", np.zeros(count, dtype=int))
+        self.keep = self._label(ds, "keep", np.ones(count, dtype=bool)).astype(bool)
+        starts = np.searchsorted(self.sequence, self.sequence)  # along a table they ascend
+        self.position = self._label(ds, "position", np.arange(count) - starts)
+        self.base = {
+            name: np.asarray(ds[name].values)
+            for name in ("loss", "rank")
+            if name in ds and ds[name].dims == (self.axis,)
+        }
+
+    def _label(self, ds: xr.Dataset, name: str, otherwise: np.ndarray) -> np.ndarray:
+        known = name in ds.coords and ds[name].dims == (self.axis,)
+        return np.asarray(ds[name].values) if known else otherwise
+
+    def where(self, token: int) -> str:
+        """Say where a token is."""
+        return f"sequence {self.sequence[token]}, position {self.position[token]}"
 
     def following(self, token: int) -> str:
         """Return the text of the token after this one, "" at the end of a sequence."""
@@ -86,72 +119,168 @@ class Tokens:
         return range(start, end)
 
 
-def shaded_effects(ds: xr.Dataset) -> list[str]:
-    """Return the effects that colour the text: the total ones, or all if none is."""
-    names = [str(name) for name in ds["effect"].values]
-    totals = [name for name in names if name.endswith("_total")]
-    return totals or names
+def shades(ds: xr.Dataset, dim: str, without: frozenset[str] = frozenset()) -> list[Shade]:
+    """Return what may colour the text for an entry of an axis; some variables may be left out.
+
+    Of effects, the total ones; of other quantities all. An activation is underlined if there
+    is anything else, and no colour then.
+    """
+    found: list[Shade] = []
+    for name in shown_as(ds, "context", dim):
+        if name not in without and ds[name].dtype.kind in "fiub":
+            found += of_variable(ds, name)
+    if has_activation(ds, dim) and any(shade.name != "activation" for shade in found):
+        found = [shade for shade in found if shade.name != "activation"]
+    return sorted(found, key=lambda shade: shade.at < 0)
 
 
-def has_activation(ds: xr.Dataset) -> bool:
-    """Say whether the dataset knows an activation of what it ablates."""
-    return "activation" in ds and subject(ds) in ds["activation"].dims
+def of_variable(ds: xr.Dataset, name: str) -> list[Shade]:
+    """Return a variable as a shade, or its quantities that are worth one."""
+    layers = place(ds, name).layers
+    if not layers:
+        return [Shade(name, label(ds, name, unit=False), units(ds, name))]
+    entries = [str(entry) for entry in axes.labels(ds, layers)]
+    if "pathway" in ds.coords and ds["pathway"].dims == (layers,):
+        totals = [at for at, way in enumerate(ds["pathway"].values) if str(way) == "total"]
+    else:
+        totals = [at for at, entry in enumerate(entries) if entry.endswith("_total")]
+    return [
+        Shade(name, *of_quantity(ds, name, layers, at), layers, at)
+        for at in totals or range(len(entries))
+    ]
 
 
-def quantities(ds: xr.Dataset) -> list[str]:
-    """Return what the numbers of a word are, in order."""
-    names = [effect_label(name) for name in shaded_effects(ds)]
-    names += ["activation"] if has_activation(ds) else []
-    return names + [f"unablated {name}" for name in ("loss", "rank") if name in ds]
+def has_activation(ds: xr.Dataset, dim: str) -> bool:
+    """Say whether the dataset knows an activation of what lies along an axis."""
+    return "activation" in shown_as(ds, "context", dim)
 
 
-def detail(ds: xr.Dataset, tokens: Tokens, neuron: str, count: int = 6) -> Detail:
+def shown(ds: xr.Dataset, options: Options, dim: str | None = None) -> list[str]:
+    """Return the labels of the neurons, or entries of another axis, that are shown in detail.
+
+    Those are the ones that the caller named, if the axis is the one that the dataset is about;
+    else the strongest. Along a scale they are spread evenly.
+    """
+    main = axes.main_subject(ds)
+    dim = dim or main
+    if dim is None or axes.text(ds) is None or not shades(ds, dim):
+        return []
+    if options.neurons is not None and dim == main:
+        return list(options.neurons)
+    names = axes.texts(ds, dim)
+    if axes.is_scale(ds, dim):
+        rows = np.linspace(0, len(names) - 1, min(options.details, len(names))).round()
+        return [names[int(row)] for row in rows]
+    frame = tables.table(ds, dim)
+    if "set_kind" in ds.coords and ds["set_kind"].dims == (dim,):
+        # Random controls are there to be compared with, not to be read.
+        frame = frame.loc[np.asarray(ds["set_kind"].values == "chosen")]
+    if tables.rank_by(frame) is None:
+        return _largest(ds, dim)[: options.details]
+    frame.index = frame.index.astype(str)
+    return tables.strongest(frame, options.details)
+
+
+def _largest(ds: xr.Dataset, dim: str) -> list[str]:
+    """Rank entries that have no number of their own by the size of what colours their text."""
+    from confreg.report.columns import means
+
+    found = [column for column in means(ds, dim) if column.is_number]
+    sizes = [column for column in found if column.key.startswith("mean |")] or found
+    names = axes.texts(ds, dim)
+    if not sizes:
+        return names
+    values = sizes[0].values
+    order = np.argsort(np.where(np.isfinite(values), -values, np.inf), kind="stable")
+    return [names[row] for row in order if np.isfinite(values[row])]
+
+
+def quantities(
+    ds: xr.Dataset, dim: str | None = None, shaded: list[Shade] | None = None
+) -> list[str]:
+    """Return what the numbers of a word are, in order; arguments as for :func:`detail`."""
+    dim = tables.chosen_axis(ds, dim)
+    shaded = shades(ds, dim) if shaded is None else shaded
+    names = [shade.label for shade in shaded]
+    names += ["activation"] if _underlines(ds, dim, shaded) else []
+    base = [name for name in ("loss", "rank") if name in ds and ds[name].dims == (axes.text(ds),)]
+    return names + [f"unablated {name}" for name in base]
+
+
+def _underlines(ds: xr.Dataset, dim: str, shaded: list[Shade]) -> bool:
+    return has_activation(ds, dim) and all(shade.name != "activation" for shade in shaded)
+
+
+def detail(
+    ds: xr.Dataset,
+    tokens: Tokens,
+    neuron: str,
+    count: int = 6,
+    dim: str | None = None,
+    shaded: list[Shade] | None = None,
+) -> Detail:
     """Find the tokens that ablating a neuron affects most, and colour the text around them.
 
     Only this neuron's part of the cube is read. "Most" is the largest absolute value of
-    the first of :func:`shaded_effects`, over kept tokens, at most one in a window.
+    the first of :func:`shades`, over kept tokens, at most one in a window. ``dim`` is another
+    axis than the one that the dataset is about.
     """
-    dim = subject(ds)
-    row = [str(label) for label in ds[dim].values].index(neuron)
-    names = shaded_effects(ds)
-    cube = ds["effects"].isel({dim: row}).sel(effect=names).transpose("token", "effect")
-    effects = np.asarray(cube.values, dtype=float)
-    activation = ds["activation"].isel({dim: row}).values if has_activation(ds) else None
+    dim = tables.chosen_axis(ds, dim)
+    shaded = shades(ds, dim) if shaded is None else shaded
+    row = axes.texts(ds, dim).index(neuron)
+    one = ds[sorted({shade.name for shade in shaded})].isel({dim: row})
+    effects = read_shades(one, tokens.axis, shaded)
+    activation = ds["activation"].isel({dim: row}).values if _underlines(ds, dim, shaded) else None
     centres = _most_affected(effects[:, 0], tokens, count)
     windows = [tokens.window(token) for token in centres]
-    shown = np.array(sorted({token for window in windows for token in window}), dtype=int)
-    limits = _limits(effects[shown])
-    under = None if activation is None else _around_value(ds, row, activation, shown)
+    seen = np.array(sorted({token for window in windows for token in window}), dtype=int)
+    limits = limits_of(effects[seen])
+    value = _ablation_value(ds, dim, row)
+    under = None if activation is None else _around(value, activation, seen)
     contexts = []
     for centre, window in zip(centres, windows, strict=True):
-        words = []
-        for token in window:
-            strength = np.nan_to_num(effects[token] / limits)
-            words.append(
-                Word(
-                    text=tokens.text[token],
-                    shades=[round(float(s), 2) for s in np.clip(strength, -1, 1)],
-                    underline=None if under is None else round(float(under[token]), 2),
-                    numbers=_numbers(effects[token], activation, tokens, token),
-                    focus=token == centre,
-                )
+        words = [
+            Word(
+                text=tokens.text[token],
+                shades=strengths(effects[token], limits),
+                underline=None if under is None else round(float(under[token]), 2),
+                numbers=_numbers(effects[token], activation, tokens, token),
+                focus=token == centre,
             )
+            for token in window
+        ]
         contexts.append(
             Context(
-                sequence=int(tokens.sequence[centre]),
-                position=int(tokens.position[centre]),
+                where=tokens.where(centre),
                 effect=signed(effects[centre, 0]),
                 following=tokens.following(centre),
                 words=words,
+                sequence=int(tokens.sequence[centre]),
+                position=int(tokens.position[centre]),
             )
         )
     return Detail(
         neuron=neuron,
-        shaded=[effect_label(name) for name in names],
-        limits=[number(limit, 2) for limit in limits],
-        underlined="" if under is None else _underline_meaning(ds, row),
+        shaded=[shade.label for shade in shaded],
+        limits=[
+            number(limit, 2) + (f" {shade.units}" if shade.units else "")
+            for limit, shade in zip(limits, shaded, strict=True)
+        ],
+        underlined="" if under is None else _underline_meaning(value),
         contexts=contexts,
     )
+
+
+def read_shades(one: xr.Dataset, axis: str, shaded: list[Shade]) -> np.ndarray:
+    """Read what colours the text, of variables along the text (and quantities): (T, shades)."""
+    read = {shade.name: one[shade.name].load() for shade in shaded}
+    parts = [read[s.name].isel({s.layers: s.at}) if s.layers else read[s.name] for s in shaded]
+    return np.stack([np.asarray(part.transpose(axis).values, dtype=float) for part in parts], 1)
+
+
+def strengths(values: np.ndarray, limits: np.ndarray) -> list[float]:
+    """Return how strongly each colour is on at one token, in [−1, 1]."""
+    return [round(float(s), 2) for s in np.clip(np.nan_to_num(values / limits), -1, 1)]
 
 
 def _most_affected(effect: np.ndarray, tokens: Tokens, count: int) -> list[int]:
@@ -168,30 +297,28 @@ def _most_affected(effect: np.ndarray, tokens: Tokens, count: int) -> list[int]:
     return chosen
 
 
-def _limits(effects: np.ndarray) -> np.ndarray:
+def limits_of(effects: np.ndarray) -> np.ndarray:
     """Return the largest finite size of each effect, 1 where it is nothing: (E,)."""
     size = np.abs(np.where(np.isfinite(effects), effects, 0.0))
     top = size.max(axis=0, initial=0.0)
     return np.where(top > 0, top, 1.0)
 
 
-def _around_value(
-    ds: xr.Dataset, row: int, activation: np.ndarray, shown: np.ndarray
-) -> np.ndarray:
-    away = np.asarray(activation, dtype=float) - _ablation_value(ds, row)
-    top = np.abs(away[shown]).max(initial=0.0)
+def _around(value: float, activation: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    away = np.asarray(activation, dtype=float) - value
+    top = np.abs(away[seen]).max(initial=0.0)
     return np.nan_to_num(np.clip(away / (top or 1.0), -1, 1))
 
 
-def _ablation_value(ds: xr.Dataset, row: int) -> float:
-    if "ablation_value" not in ds:
+def _ablation_value(ds: xr.Dataset, dim: str, row: int) -> float:
+    if "ablation_value" not in ds or ds["ablation_value"].dims != (dim,):
         return 0.0
-    value = float(ds["ablation_value"].isel(neuron=row))
+    value = float(ds["ablation_value"].isel({dim: row}))
     return value if np.isfinite(value) else 0.0
 
 
-def _underline_meaning(ds: xr.Dataset, row: int) -> str:
-    return f"activation against {number(_ablation_value(ds, row))}, to which it is ablated"
+def _underline_meaning(value: float) -> str:
+    return f"activation against {number(value)}, to which it is ablated"
 
 
 def _numbers(effects: np.ndarray, activation: np.ndarray | None, tokens: Tokens, token: int) -> str:

@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from confreg.report import neurons
+from confreg.report.sections import has
+from confreg.report.styling import BLUE, CHOSEN, CONTROL, GOLD, GREEN, GREY, LAYERS, RED, SHARES
 from confreg.report.styling import legend as _legend
 from confreg.report.styling import styled as _styled
-from confreg.report.wording import effect_label, label, number
+from confreg.report.wording import in_units, label, number, quantities, quantity_units
+from confreg.results import tables
 
 if TYPE_CHECKING:
+    import pandas as pd
     import plotly.graph_objects as go
     import xarray as xr
+    from numpy.typing import ArrayLike
 
 MAX_POINTS = 12_000  # what a browser draws at once without effort
 NAMED = 6  # neurons whose label is written beside their point
-SHARES = [[0, "#94a3b8"], [0.4, "#d9a441"], [1, "#d1364f"]]
-LAYERS = [[0, "#3e7cb1"], [0.35, "#5ab4a0"], [0.65, "#e0b040"], [1, "#d1364f"]]
-LINE = "#3e7cb1"
 FLOOR = -1.0  # mediated shares below are drawn at the edge
 
 
@@ -33,7 +34,7 @@ def weights(ds: xr.Dataset) -> go.Figure:
     Needs ``w_out_norm`` and ``logit_var``. The colour is the layer, or the mediated share
     if there is one layer only.
     """
-    frame = _drawable(neurons.table(ds), "w_out_norm", "logit_var")
+    frame = _drawable(tables.table(ds, "neuron"), "w_out_norm", "logit_var")
     figure = _scatter(ds, frame, frame["w_out_norm"], frame["logit_var"], log_y=True)
     figure.update_xaxes(title=label(ds, "w_out_norm"))
     figure.update_yaxes(title=label(ds, "logit_var"))
@@ -47,8 +48,8 @@ def mediation(ds: xr.Dataset) -> go.Figure:
     they are below −1, are triangles at the lower edge: 1 − DE/TE falls without end where TE
     is small.
     """
-    frame = _drawable(neurons.table(ds), "te", "mediated")
-    share = frame["mediated"]
+    frame = _drawable(tables.table(ds, "neuron"), "te", "mediated")
+    share = frame["mediated"].to_numpy(dtype=float)
     floor = FLOOR
     if len(frame):
         floor = float(max(share.min(), FLOOR, min(-0.25, np.quantile(share, 0.01))))
@@ -64,13 +65,34 @@ def mediation(ds: xr.Dataset) -> go.Figure:
 def null_space(ds: xr.Dataset) -> go.Figure:
     """Draw the share of w_out in the unembedding's null space against TE.
 
-    Needs ``null_fraction`` and ``te``.
+    Needs ``null_fraction`` and ``te``. Dotted lines are what chance gives: :func:`null_chance`.
     """
-    frame = _drawable(neurons.table(ds), "te", "null_fraction")
+    frame = _drawable(tables.table(ds, "neuron"), "te", "null_fraction")
     figure = _scatter(ds, frame, frame["te"], frame["null_fraction"], log_x=True)
+    for value, text in zip(null_chance(ds), ("a random direction", "the largest of as many")):
+        figure.add_hline(
+            y=value,
+            line={"dash": "dot", "width": 1.2, "color": CONTROL},
+            annotation={"text": text, "font": {"size": 11}},
+            annotation_position="top left",
+        )
     figure.update_xaxes(title=label(ds, "te"))
     figure.update_yaxes(title="ρ, share of w_out in the null space", rangemode="tozero")
     return figure
+
+
+def null_chance(ds: xr.Dataset) -> list[float]:
+    """Return ρ of a random direction, and of the largest of as many as there are neurons.
+
+    They are what the dataset says; one that does not say gives √(k/d) for the first, and
+    nothing if it does not say k either.
+    """
+    names = ("null_fraction_chance", "null_fraction_chance_max")
+    found = [float(ds[name]) for name in names if name in ds and ds[name].ndim == 0]
+    null = int(ds.attrs.get("null_dims", 0))
+    if not found and null and "component" in ds.sizes:
+        found = [float(np.sqrt(null / ds.sizes["component"]))]
+    return found
 
 
 def frequency(ds: xr.Dataset) -> go.Figure:
@@ -78,7 +100,7 @@ def frequency(ds: xr.Dataset) -> go.Figure:
 
     Needs ``frequency_cosine`` and ``te``.
     """
-    frame = _drawable(neurons.table(ds), "te", "frequency_cosine")
+    frame = _drawable(tables.table(ds, "neuron"), "te", "frequency_cosine")
     figure = _scatter(ds, frame, frame["te"], frame["frequency_cosine"], log_x=True)
     figure.update_xaxes(title=label(ds, "te"))
     figure.update_yaxes(title="cosine with the token-frequency direction")
@@ -91,12 +113,11 @@ def frequency_shift(ds: xr.Dataset) -> go.Figure:
     Needs ``frequency_cosine`` and ``effect_mean`` of the effect ``kl_frequency_total``.
     Neurons above 0 pull the prediction towards the unigrams.
     """
-    frame = neurons.table(ds)
+    frame = tables.table(ds, "neuron")
     shift = ds["effect_mean"].sel(effect="kl_frequency_total").transpose("neuron").values
-    frame = neurons.Table(
-        frame.labels, frame.columns | {"shift": np.asarray(shift, dtype=float)}, frame.layer
+    frame = _drawable(
+        frame.assign(shift=np.asarray(shift, dtype=float)), "frequency_cosine", "shift"
     )
-    frame = _drawable(frame, "frequency_cosine", "shift")
     figure = _scatter(ds, frame, frame["frequency_cosine"], frame["shift"])
     figure.update_xaxes(title="cosine with the token-frequency direction")
     figure.update_yaxes(title="mean Δ KL to unigrams (nats)")
@@ -113,9 +134,9 @@ def frequency_layers(ds: xr.Dataset) -> go.Figure:
     size = np.abs(ds["frequency_cosine_all"].transpose("model_layer", "model_index").values)
     figure = go.Figure()
     for quantile, name, colour in (
-        (1.0, "largest", "#d1364f"),
-        (0.99, "99 %", "#d9a441"),
-        (0.5, "median", "#94a3b8"),
+        (1.0, "largest", RED),
+        (0.99, "99 %", GOLD),
+        (0.5, "median", GREY),
     ):
         figure.add_trace(
             go.Scatter(
@@ -132,6 +153,12 @@ def frequency_layers(ds: xr.Dataset) -> go.Figure:
     return _legend(_styled(figure))
 
 
+def effect_words(ds: xr.Dataset, effect: str) -> tuple[str, str]:
+    """Return how an effect is written, "Δ loss", and its units, "" for pure numbers."""
+    at = [str(name) for name in ds["effect"].values].index(effect)
+    return quantities(ds, "effect")[at], quantity_units(ds, "effect")[at]
+
+
 def sets(ds: xr.Dataset, effect: str) -> go.Figure:
     """Draw every set's mean effect by how it is ablated; chosen sets stand out.
 
@@ -140,13 +167,14 @@ def sets(ds: xr.Dataset, effect: str) -> go.Figure:
     import plotly.graph_objects as go
 
     values = ds["effect_mean"].sel(effect=effect).values
+    name, unit = effect_words(ds, effect)
     kinds, (step, names) = ds["set_kind"].values, _steps(ds)
     # Sets of one ablation value lie side by side, always in the same places.
     at = step + np.random.default_rng(0).uniform(-0.25, 0.25, len(values)) * (kinds == "random")
     figure = go.Figure()
     for kind, marker in (
-        ("random", {"color": "#94a3b8", "size": 6, "opacity": 0.6}),
-        ("chosen", {"color": "#d1364f", "size": 11, "symbol": "diamond"}),
+        ("random", {"color": CONTROL, "size": 6, "opacity": 0.6}),
+        ("chosen", {"color": CHOSEN, "size": 11, "symbol": "diamond"}),
     ):
         rows = kinds == kind
         figure.add_trace(
@@ -161,29 +189,36 @@ def sets(ds: xr.Dataset, effect: str) -> go.Figure:
             )
         )
     figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names)
-    units = str(ds["effect_units"].sel(effect=effect).values) if "effect_units" in ds else ""
-    unit = f" ({units})" if units not in ("", "1") else ""
-    figure.update_yaxes(title=f"mean {effect_label(effect)}{unit}")
+    figure.update_yaxes(title=in_units(f"mean {name}", unit))
     return _legend(_styled(figure))
 
 
 def _steps(ds: xr.Dataset) -> tuple[np.ndarray, list[str]]:
     """Return each set's place among the ways of ablation, and what those are called."""
-    if "set_heads" in ds:
-        chosen = ds["set_kind"].values == "chosen"
-        heads = [str(name).replace("+", "<br>+ ") for name in ds["set_heads"].values[chosen]]
-        return ds["set_control"].values.astype(int), heads
-    if "set_clipped" not in ds:
-        steps, at = np.unique(ds["set_deviation"].values, return_inverse=True)
-        return at, ["mean" if step == 0 else f"mean {step:+g}σ" for step in steps]
+    for needs, steps in (
+        (("set_heads", "set_control"), _by_heads),
+        (("set_clipped", "set_control"), _by_clipping),
+    ):
+        if all(has(ds, name, ("set",)) for name in needs):
+            return steps(ds)
+    values, at = np.unique(ds["set_deviation"].values, return_inverse=True)
+    return at, ["mean" if value == 0 else f"mean {value:+g}σ" for value in values]
+
+
+def _by_heads(ds: xr.Dataset) -> tuple[np.ndarray, list[str]]:
+    chosen = ds["set_kind"].values == "chosen"
+    heads = [str(name).replace("+", "<br>+ ") for name in ds["set_heads"].values[chosen]]
+    return ds["set_control"].values.astype(int), heads
+
+
+def _by_clipping(ds: xr.Dataset) -> tuple[np.ndarray, list[str]]:
     control, clipped = ds["set_control"].values, ds["set_clipped"].values
-    at = 2 * control.astype(int) + clipped
     names = []
     for shared in range(int(control.max()) + 1):
         size = int(ds["set_size"].values[control == shared][0])
         who = "one neuron" if size == 1 else f"{size} together"
         names += [f"{who},<br>{way}" for way in ("plain", "clipped")]
-    return at, names
+    return 2 * control.astype(int) + clipped, names
 
 
 def against_loss(ds: xr.Dataset, neuron: str) -> go.Figure:
@@ -194,12 +229,12 @@ def against_loss(ds: xr.Dataset, neuron: str) -> go.Figure:
     """
     import plotly.graph_objects as go
 
-    row = neurons.table(ds).labels.index(neuron)
+    row = [str(label) for label in ds["neuron"].values].index(neuron)
     effect = str(ds["effect"].values[0])
     change = np.asarray(ds["effects"].isel(neuron=row).sel(effect=effect).values)
     active = np.asarray(ds["above_mean"].isel(neuron=row).values, dtype=bool)
     rows = np.flatnonzero(active & ds["keep"].values & np.isfinite(change))[:MAX_POINTS]
-    marker: dict[str, Any] = {"size": 5.5, "opacity": 0.7, "color": LINE}
+    marker: dict[str, Any] = {"size": 5.5, "opacity": 0.7, "color": BLUE}
     if "rank" in ds:
         rank = 1 / (1 + ds["rank"].values[rows].astype(float))
         marker |= {"color": rank, "colorscale": SHARES, "cmin": 0, "cmax": 1}
@@ -214,7 +249,7 @@ def against_loss(ds: xr.Dataset, neuron: str) -> go.Figure:
         )
     )
     figure.update_xaxes(title="loss before (nats)")
-    figure.update_yaxes(title=f"{effect_label(effect)} (nats)")
+    figure.update_yaxes(title=in_units(*effect_words(ds, effect)))
     return _styled(figure)
 
 
@@ -232,14 +267,14 @@ def spectrum(ds: xr.Dataset) -> go.Figure:
             x=np.arange(1, count + 1),
             y=values,
             mode="lines",
-            line={"color": LINE, "width": 2},
+            line={"color": BLUE, "width": 2},
             hovertemplate="component %{x}<br>singular value %{y:.4g}<extra></extra>",
         )
     )
     null = int(ds.attrs.get("null_dims", 0))
     if 0 < null <= count:
         start, end = count - null + 0.5, count + 0.5
-        figure.add_vrect(x0=start, x1=end, fillcolor="#d1364f", opacity=0.18, line_width=0)
+        figure.add_vrect(x0=start, x1=end, fillcolor=RED, opacity=0.18, line_width=0)
         figure.add_annotation(
             text=f"null space: {null} of {count}",
             x=start,
@@ -265,9 +300,9 @@ def jobs(ds: xr.Dataset) -> go.Figure:
 
     figure = make_subplots(specs=[[{"secondary_y": True}]])
     rows = [
-        ("job_bytes_up", "sent", "#3e7cb1", False),
-        ("job_bytes_down", "received", "#5ab4a0", False),
-        ("job_seconds", "server time", "#d1364f", True),
+        ("job_bytes_up", "sent", BLUE, False),
+        ("job_bytes_down", "received", GREEN, False),
+        ("job_seconds", "server time", RED, True),
     ]
     for name, title, colour, right in rows:
         if name not in ds:
@@ -294,7 +329,7 @@ def jobs(ds: xr.Dataset) -> go.Figure:
     return _legend(_styled(figure))
 
 
-def _drawable(frame: neurons.Table, *needed: str) -> neurons.Table:
+def _drawable(frame: pd.DataFrame, *needed: str) -> pd.DataFrame:
     """Keep rows that have the needed numbers, the strongest last: they are drawn on top.
 
     A logarithm needs a positive number: ``te`` and ``logit_var`` of 0 are left out. Too many
@@ -302,21 +337,22 @@ def _drawable(frame: neurons.Table, *needed: str) -> neurons.Table:
     """
     for name in needed:
         low = 0.0 if name in ("te", "logit_var") else -np.inf
-        frame = frame.take(np.isfinite(frame[name]) & (frame[name] > low))
-    by = frame[frame.rank_by() or needed[0]]
-    frame = frame.take(np.argsort(np.where(np.isfinite(by), by, -np.inf), kind="stable"))
+        values = frame[name].to_numpy()
+        frame = frame.loc[np.isfinite(values) & (values > low)]
+    by = frame[tables.rank_by(frame) or needed[0]]
+    frame = frame.iloc[np.argsort(np.where(np.isfinite(by), by, -np.inf), kind="stable")]
     if len(frame) <= MAX_POINTS:
         return frame
     tail = MAX_POINTS // 2
     rest = np.linspace(0, len(frame) - tail - 1, MAX_POINTS - tail).astype(int)
-    return frame.take(np.append(rest, np.arange(len(frame) - tail, len(frame))))
+    return frame.iloc[np.append(rest, np.arange(len(frame) - tail, len(frame)))]
 
 
 def _scatter(
     ds: xr.Dataset,
-    frame: neurons.Table,
-    x: np.ndarray,
-    y: np.ndarray,
+    frame: pd.DataFrame,
+    x: ArrayLike,
+    y: ArrayLike,
     log_x: bool = False,
     log_y: bool = False,
     below: np.ndarray | None = None,
@@ -325,16 +361,17 @@ def _scatter(
     import plotly.graph_objects as go
 
     marker: dict[str, Any] = {"size": 6.5, "opacity": 0.8, "line": {"width": 0}}
-    marker |= _colour(frame)
+    marker |= _colour(ds, frame)
     if below is not None:
         marker["symbol"] = np.where(below, "triangle-down-open", "circle")
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     figure = go.Figure(
         go.Scatter(
             x=x,
             y=y,
             mode="markers",
             marker=marker,
-            customdata=frame.labels,
+            customdata=_labels(frame),
             text=_hover(ds, frame),
             hovertemplate="%{text}<extra></extra>",
         )
@@ -348,14 +385,15 @@ def _scatter(
 
 
 def _names(
-    frame: neurons.Table, x: np.ndarray, y: np.ndarray, log_x: bool, log_y: bool
+    frame: pd.DataFrame, x: np.ndarray, y: np.ndarray, log_x: bool, log_y: bool
 ) -> go.Scatter:
     """Write the strongest neurons' labels beside their points, none over another."""
     import plotly.graph_objects as go
 
     across, up = _fraction(x, log_x), _fraction(y, log_y)
+    labels = _labels(frame)
     chosen: list[int] = []
-    for index in map(frame.labels.index, frame.strongest(2 * NAMED)):
+    for index in frame.index.get_indexer(tables.strongest(frame, 2 * NAMED)):
         clear = all(
             abs(across[index] - across[other]) > 0.16 or abs(up[index] - up[other]) > 0.06
             for other in chosen
@@ -367,7 +405,7 @@ def _names(
         x=x[chosen],
         y=y[chosen],
         mode="text",
-        text=[f"  {frame.labels[index]}  " for index in chosen],
+        text=[f"  {labels[index]}  " for index in chosen],
         textposition=sides,
         textfont={"size": 11},
         hoverinfo="skip",
@@ -397,7 +435,11 @@ def _fraction(values: np.ndarray, log: bool) -> np.ndarray:
     return (scaled - low) / ((high - low) or 1.0)
 
 
-def _colour(frame: neurons.Table) -> dict[str, Any]:
+def _labels(frame: pd.DataFrame) -> list[str]:
+    return [str(label) for label in frame.index]
+
+
+def _colour(ds: xr.Dataset, frame: pd.DataFrame) -> dict[str, Any]:
     bar = {
         "orientation": "h",
         "thickness": 8,
@@ -411,35 +453,36 @@ def _colour(frame: neurons.Table) -> dict[str, Any]:
         "tickangle": 0,
         "ypad": 0,
     }
-    if frame.layer is not None and len(np.unique(frame.layer)) > 1:
-        ends = [int(frame.layer.min()), int(frame.layer.max())]
+    layer = ds["layer"].to_series().reindex(frame.index) if has(ds, "layer", ("neuron",)) else None
+    if layer is not None and layer.nunique() > 1:
+        ends = [int(layer.min()), int(layer.max())]
         ticks = {"tickvals": ends, "ticktext": [f"layer {end}" for end in ends]}
-        return {"color": frame.layer, "colorscale": LAYERS, "colorbar": bar | ticks}
+        return {"color": layer.to_numpy(), "colorscale": LAYERS, "colorbar": bar | ticks}
     if "mediated" in frame and np.isfinite(frame["mediated"]).any():
         top = _top(frame)
         ticks = {"tickvals": [0, top], "ticktext": ["0", f"{100 * top:.0f} % mediated"]}
         return {
-            "color": np.nan_to_num(frame["mediated"]),
+            "color": np.nan_to_num(frame["mediated"].to_numpy()),
             "colorscale": SHARES,
             "cmin": 0,
             "cmax": top,
             "colorbar": bar | ticks,
         }
-    return {"color": LINE}
+    return {"color": BLUE}
 
 
-def _top(frame: neurons.Table) -> float:
+def _top(frame: pd.DataFrame) -> float:
     """Return the largest mediated share, rounded up to a tenth, at least 0.2."""
     share = float(np.nanmax(frame["mediated"], initial=0.2))
     return min(1.0, np.ceil(10 * share) / 10)
 
 
-def _hover(ds: xr.Dataset, frame: neurons.Table) -> list[str]:
-    columns = list(frame.columns)[:8]
+def _hover(ds: xr.Dataset, frame: pd.DataFrame) -> list[str]:
+    columns = [name for name in tables.numbers(frame) if tables.split_column(name)[1] is None][:8]
     names = [label(ds, name) for name in columns]
     rows = zip(*(frame[name] for name in columns), strict=True)
     return [
         f"<b>{neuron}</b><br>"
         + "<br>".join(f"{name}: {number(value)}" for name, value in zip(names, row, strict=True))
-        for neuron, row in zip(frame.labels, rows, strict=True)
+        for neuron, row in zip(_labels(frame), rows, strict=True)
     ]

@@ -6,30 +6,36 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from confreg.report import figures
-from confreg.report.sections import Cell, Column, Figure, Options, Section, section
-from confreg.report.wording import effect_label, number
+from confreg.report import contexts, figures
+from confreg.report.sections import Cell, Column, Figure, Options, Section, Table, has, section
+from confreg.report.wording import number, sentence
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
-@section(needs=("effect_mean", "effect_abs_mean"), subject="set")
+@section(
+    needs={"effect_mean": ("set", "effect"), "effect_abs_mean": ("set", "effect")}
+    | dict.fromkeys(("set_kind", "set_size"), ("set",)),
+)
 def sets(ds: xr.Dataset, options: Options) -> Section:
     """Show chosen sets against random sets of the same size."""
     chosen = np.flatnonzero(ds["set_kind"].values == "chosen")
     names = [str(name) for name in ds["effect"].values]
+    words = {name: figures.effect_words(ds, name)[0] for name in names}
     shown = []
     for name in names:
-        caption = effect_label(name)
+        caption = words[name]
         if "effect_long_name" in ds:
-            caption = str(ds["effect_long_name"].sel(effect=name).values).capitalize()
+            caption = sentence(str(ds["effect_long_name"].sel(effect=name).values))
         caption += ": mean over kept tokens, for chosen and for random sets."
         shown.append(Figure(f"sets-{name}", figures.sets(ds, name), caption))
-    what = "heads" if "set_heads" in ds else "neurons"
+    what = "heads" if has(ds, "set_heads", ("set",)) else "neurons"
     lead = _heads(ds) if what == "heads" else _neurons(ds)
     measures = [("effect_abs_mean", "|{}|", "mean absolute effect over kept tokens")]
-    if "p_random" in ds:
+    shows = frozenset[str]()
+    if has(ds, "p_random", ("set", "effect")):
+        shows = frozenset(["p_random"])
         lead += (
             " p: (1 + random sets with at least as large a mean absolute effect) / (1 + random "
             "sets)."
@@ -37,12 +43,12 @@ def sets(ds: xr.Dataset, options: Options) -> Section:
         measures.append(("p_random", "p", "share of random sets with at least as large an effect"))
     columns = [Column(what, "size of the set", False)]
     columns += [
-        Column(title.format(effect_label(name)), hint, False)
+        Column(title.format(words[name]), hint, False)
         for name in names
         for _, title, hint in measures
     ]
     rows = []
-    detailed = set(options.shown(ds))
+    detailed = set(contexts.shown(ds, options))
     for row in chosen:
         one = ds.isel(set=int(row))
         values = [float(one["set_size"])]
@@ -50,8 +56,8 @@ def sets(ds: xr.Dataset, options: Options) -> Section:
         cells = [Cell(number(value), value if np.isfinite(value) else None) for value in values]
         label = str(one["set"].values)
         rows.append((label, label in detailed, cells))
-    data = (columns, rows, "set")
-    return Section("sets", f"Sets of {what}", lead, shown, template="table", data=data)
+    data = Table(columns, rows, "set")
+    return Section("sets", f"Sets of {what}", lead, shown, "table", data, shows)
 
 
 def _neurons(ds: xr.Dataset) -> str:
@@ -74,16 +80,15 @@ def _heads(ds: xr.Dataset) -> str:
 
 def _controls(ds: xr.Dataset) -> int:
     """Return how many random sets a chosen set has."""
-    ways = ["set_control", "set_deviation", *(["set_clipped"] if "set_clipped" in ds else [])]
     same = np.ones(ds.sizes["set"], dtype=bool)
-    for name in ways:
-        if name in ds:
+    for name in ("set_control", "set_deviation", "set_clipped"):
+        if has(ds, name, ("set",)):
             same &= ds[name].values == ds[name].values[0]
     return int((same & (ds["set_kind"].values == "random")).sum())
 
 
 def _values(ds: xr.Dataset) -> str:
-    if "set_clipped" not in ds:
+    if not has(ds, "set_clipped", ("set",)):
         return "their mean plus k standard deviations"
     return (
         "their mean over the first occurrence, everywhere (plain) or only on the side of it to "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from confreg.errors import ConfregError
-from confreg.report import neurons, sections
-from confreg.report.neurons import subject
-from confreg.report.wording import glossary, mediator, number, percent
+from confreg.report import contexts
+from confreg.report.composing import compose
+from confreg.report.sections import Options, Section, about_neurons, has
+from confreg.report.wording import glossary, mediator, number, percent, plural
+from confreg.results import axes, tables
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+PAPER = (
+    "Stolfo, Wu, Gurnee, Belinkov, Song, Sachan and Nanda, Confidence Regulation Neurons in "
+    "Language Models (2024), arXiv 2406.16254."
+)
 
 
 def write(
@@ -56,7 +65,7 @@ def write(
         written.
     """
     path = Path(path)
-    page = render(ds, sections.Options(details, neurons, contexts))
+    page = render(ds, Options(details, neurons, contexts))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
@@ -67,15 +76,14 @@ def write(
     return path
 
 
-def render(ds: xr.Dataset, options: sections.Options) -> str:
+def render(ds: xr.Dataset, options: Options) -> str:
     """Return the page as a string; arguments and errors as for :func:`write`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
-    dim = subject(ds)
-    if dim not in ds.dims or dim not in ds:
+    if not _has_something(ds):
         raise ConfregError(
-            f"The dataset has no dimension {dim!r} with labels: it is no result of confreg."
+            "The dataset has no axis with labels and no number: it is no result of confreg."
         )
     _check_named(ds, options)
     environment = Environment(
@@ -86,20 +94,32 @@ def render(ds: xr.Dataset, options: sections.Options) -> str:
         lstrip_blocks=True,
     )
     environment.globals["figure_json"] = _figure_json
+    environment.globals["data_json"] = _data_json
     environment.filters["slug"] = _slug
-    made, missing = sections.compose(ds, options)
+    made, missing = compose(ds, options)
     return environment.get_template("page.html.j2").render(
         title=_title(ds),
-        summary=_summary(ds),
+        summary=_summary(ds, options),
         mediator=mediator(ds)[0],
         glossary=glossary(ds),
+        source=_source(ds),
         warnings=_warnings(ds),
         facts=facts(ds),
         attributes=sorted((str(key), str(value)) for key, value in ds.attrs.items()),
         sections=made,
         missing=missing,
+        shades=max((len(s.data["shaded"]) for s in made if _is_shaded(s)), default=0),
         plotly=get_plotlyjs(),
     )
+
+
+def _is_shaded(section: Section) -> bool:
+    return isinstance(section.data, dict) and "shaded" in section.data
+
+
+def _has_something(ds: xr.Dataset) -> bool:
+    labelled = any(axes.kind(ds, str(dim)) != "other" for dim in ds.sizes)
+    return labelled or any(array.ndim == 0 for array in ds.data_vars.values())
 
 
 def facts(ds: xr.Dataset) -> list[tuple[str, str]]:
@@ -107,6 +127,7 @@ def facts(ds: xr.Dataset) -> list[tuple[str, str]]:
     found = [
         ("Model", _model(ds)),
         ("Neurons", _neurons(ds)),
+        ("Axes", _axes(ds)),
         ("Text", _text(ds)),
         ("Unablated", _baseline(ds)),
         ("Ablation", _ablation(ds)),
@@ -119,7 +140,15 @@ def facts(ds: xr.Dataset) -> list[tuple[str, str]]:
 
 def _figure_json(figure: Any) -> str:
     """Serialise a figure so that nothing in it can end the script element around it."""
-    text = figure.to_json()
+    return _closed(figure.to_json())
+
+
+def _data_json(data: Any) -> str:
+    """Serialise what a script of the page draws, likewise."""
+    return _closed(json.dumps(data, ensure_ascii=False, separators=(",", ":")))
+
+
+def _closed(text: str) -> str:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
@@ -130,13 +159,16 @@ def _slug(label: str) -> str:
     return re.sub(r"[^\w.-]", "_", label)
 
 
-def _check_named(ds: xr.Dataset, options: sections.Options) -> None:
-    known = {str(label) for label in ds[subject(ds)].values}
-    for name in options.neurons or ():
+def _check_named(ds: xr.Dataset, options: Options) -> None:
+    if options.neurons is None:
+        return
+    dim = tables.chosen_axis(ds, None)
+    known = set(axes.texts(ds, dim))
+    for name in options.neurons:
         if name not in known:
             raise ConfregError(
-                f"The dataset has no {subject(ds)} {name!r}; it has {len(known)}, for instance "
-                f"{min(known, key=len)!r}."
+                f"The dataset has no {dim} {name!r}; it has {len(known)}, for instance "
+                f"{min(known, key=len, default='none')!r}."
             )
 
 
@@ -145,16 +177,27 @@ def _title(ds: xr.Dataset) -> tuple[str, str]:
     return recipe[:1].upper() + recipe[1:], str(ds.attrs.get("model", ""))
 
 
-def _summary(ds: xr.Dataset) -> list[dict[str, str]]:
+def _summary(ds: xr.Dataset, options: Options) -> list[dict[str, str]]:
     """Return the three strongest neurons, with what ablating them does."""
-    frame = neurons.table(ds)
-    if subject(ds) != "neuron" or "te_mediated" not in frame or "mediated" not in frame:
+    if axes.main_subject(ds) != "neuron":
         return []
+    frame = tables.table(ds)
+    if "te_mediated" not in frame or "mediated" not in frame:
+        return []
+    shown = set(contexts.shown(ds, options))
     found = []
-    for name in frame.ranked("te_mediated")[:3]:
-        row = frame.row(name)
-        found.append({"neuron": name, "te": number(row["te"]), "share": percent(row["mediated"])})
+    for name in tables.ranked(frame, "te_mediated")[:3]:
+        row = frame.index.get_loc(name)
+        te, share = (float(frame[column].to_numpy()[row]) for column in ("te", "mediated"))
+        said = {"neuron": str(name), "te": number(te), "share": percent(share)}
+        found.append(said | {"to": "n" if str(name) in shown else "r"})
     return found
+
+
+def _source(ds: xr.Dataset) -> str:
+    """Say where the method is from: as the dataset says, or the paper of its numbers."""
+    own = str(ds.attrs.get("references", ""))
+    return own or (PAPER if about_neurons(ds) else "")
 
 
 def _warnings(ds: xr.Dataset) -> list[str]:
@@ -189,9 +232,11 @@ def _run(ds: xr.Dataset) -> str:
 def _neurons(ds: xr.Dataset) -> str:
     count = f"{ds.sizes['neuron']:,}" if "neuron" in ds.sizes else ""
     if "set" in ds.sizes:
-        drawn = "of heads are ablated; watched are" if "set_heads" in ds else "drawn from"
+        drawn = (
+            "of heads are ablated; watched are" if has(ds, "set_heads", ("set",)) else "drawn from"
+        )
         count = f"{ds.sizes['set']:,} sets" + (f" {drawn} {count} neurons" if count else "")
-    if "layer" not in ds:
+    if not count or not has(ds, "layer", ("neuron",)):
         return count
     layers = np.unique(ds["layer"].values)
     of = f" of {ds.attrs['model_layers']}, counted from 0" if "model_layers" in ds.attrs else ""
@@ -200,31 +245,45 @@ def _neurons(ds: xr.Dataset) -> str:
     return f"{count} of {len(layers)} layers, {layers[0]} to {layers[-1]}{of}"
 
 
+def _axes(ds: xr.Dataset) -> str:
+    """Say how long the axes are that no other fact speaks of, and from where to where they go."""
+    found = []
+    for dim in axes.of_kind(ds, "subject"):
+        crossed = any(dim in v.dims and v.ndim > 1 for v in ds.data_vars.values())
+        tell = crossed or dim == axes.main_subject(ds)
+        if tell and dim not in ("neuron", "set") and ds.sizes[dim]:
+            names = axes.texts(ds, dim)
+            found.append(f"{len(names):,} {plural(ds, dim)}, {names[0]} to {names[-1]}")
+    return "; ".join(found)
+
+
 def _text(ds: xr.Dataset) -> str:
     corpus = _join(ds, corpus="{}")
-    if "token" not in ds.sizes:
+    if axes.text(ds) != "token":
         return corpus
     phrase = f"{ds.sizes['token']:,} tokens"
-    if "sequence" in ds and ds.sizes["token"]:
+    if "sequence" in ds.coords and ds.sizes["token"]:
         count = len(np.unique(ds["sequence"].values))
         phrase += f" in {count:,} sequence{'s' if count > 1 else ''}"
     if "sequence_length" in ds.attrs:
         phrase += f" of at most {ds.attrs['sequence_length']}"
-    if "keep" in ds:
+    if "keep" in ds.coords:
         phrase += f"; {int(ds['keep'].sum()):,} kept in means"
     return f"{corpus}: {phrase}" if corpus else phrase
 
 
 def _baseline(ds: xr.Dataset) -> str:
-    if "keep" not in ds:
+    if not has(ds, "keep", ("token",)):
         return ""
     keep = np.asarray(ds["keep"].values, dtype=bool)
     masks = [keep]
-    if "compared" in ds:  # kept are tokens of second occurrences
+    if has(ds, "compared", ("token",)) and has(
+        ds, "occurrence", ("token",)
+    ):  # kept are tokens of second occurrences
         masks.insert(0, ds["compared"].values & (ds["occurrence"].values == 0))
     phrases = []
     for name in ("loss", "entropy"):
-        if name in ds and keep.any():
+        if has(ds, name, ("token",)) and keep.any():
             means = [number(float(np.mean(ds[name].values[mask]))) for mask in masks]
             phrases.append(f"mean {name} {' then '.join(means)} nats")
     return ", ".join(phrases)

@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from confreg.report.styling import legend, styled
-from confreg.report.wording import effect_label, label
+from confreg.report.figures import effect_words
+from confreg.report.sections import has
+from confreg.report.styling import CONTROL, FIRST, OTHERWISE, SECOND, SLATE, faint, legend, styled
+from confreg.report.wording import in_units, label
+from confreg.results.repeats import Shift, shift_p
+from confreg.results.repeats import shift as shift_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     import xarray as xr
 
 POINTS = 50  # along an occurrence; longer ones are drawn in bins of several positions
-FIRST, SECOND, OTHERWISE, CONTROL = "#3e7cb1", "#d1364f", "#d9a441", "#94a3b8"
 SHOWN = 6  # neurons whose activations are drawn
 
 
@@ -73,32 +76,27 @@ def occurrences(ds: xr.Dataset) -> list[tuple[str, str, np.ndarray]]:
     return [("first", FIRST, first), *second_occurrences(ds)]
 
 
-def shifts(ds: xr.Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def shifts(ds: xr.Dataset) -> Shift:
     """What the repeat does to each neuron's activation, token by token.
 
     Returns
     -------
-    mean, sd
-        Of activation at the second occurrence minus that at the first, over pairs of the same
-        token, both compared: (n,) each.
-    relative
-        ``mean`` over the standard deviation of the activation at the pairs' tokens: (n,).
+    confreg.results.repeats.Shift
+        As the dataset holds it in ``shift``, ``shift_sd`` and ``shift_sigma``; worked out from
+        ``activation`` where it does not: (n,) each.
     """
-    compared, occurrence = ds["compared"].values, ds["occurrence"].values
-    place = ds["sequence"].values.astype(np.int64) * (int(ds["aligned"].max()) + 1)
-    place = place + ds["aligned"].values
-    tokens = [np.flatnonzero(compared & (occurrence == number)) for number in (0, 1)]
-    shared = np.intersect1d(place[tokens[0]], place[tokens[1]])
-    # Along a table, places of one occurrence ascend.
-    before, after = (
-        ds["activation"].values[:, some[np.searchsorted(place[some], shared)]].astype(float)
-        for some in tokens
-    )
-    change = after - before
-    spread = np.concatenate([before, after], axis=1).std(axis=1)
-    mean = change.mean(axis=1)
-    relative = np.divide(mean, spread, out=np.zeros_like(mean), where=spread > 0)
-    return mean, change.std(axis=1), relative
+    names = ("shift", "shift_sd", "shift_sigma")
+    if all(has(ds, name, ("neuron",)) for name in names):
+        return Shift(*(np.asarray(ds[name].values, dtype=float) for name in names))
+    along = (ds[name].values for name in ("sequence", "aligned", "occurrence", "compared"))
+    return shift_of(ds["activation"].values, *along)
+
+
+def shift_ps(ds: xr.Dataset) -> np.ndarray:
+    """Return how often a random neuron shifts as much as each chosen one: ``shift_p``, (n,)."""
+    if has(ds, "shift_p", ("neuron",)):
+        return np.asarray(ds["shift_p"].values, dtype=float)
+    return shift_p(shifts(ds).sigma, chosen_neurons(ds))
 
 
 def chosen_neurons(ds: xr.Dataset) -> np.ndarray:
@@ -139,7 +137,7 @@ def activations(ds: xr.Dataset) -> go.Figure:
             found = profile(ds, ds["activation"].values[row], where)
             _line(figure, found, kind, colour, *at, number == 0)
         value = float(ds["ablation_value"].values[row])
-        figure.add_hline(y=value, line={"dash": "dot", "width": 1.5, "color": "#64748b"},
+        figure.add_hline(y=value, line={"dash": "dot", "width": 1.5, "color": SLATE},
                          row=at[0], col=at[1])  # pyright: ignore[reportArgumentType]  # fmt: skip
     figure.update_xaxes(title="position", row=lines)
     figure.update_yaxes(title="activation", col=1)
@@ -150,7 +148,7 @@ def shift(ds: xr.Dataset) -> go.Figure:
     """Draw how far the repeat moves chosen and random neurons, in standard deviations."""
     import plotly.graph_objects as go
 
-    _, _, relative = shifts(ds)
+    relative = shifts(ds).sigma
     chosen = chosen_neurons(ds)
     spread = np.random.default_rng(0).uniform(-0.3, 0.3, len(chosen))
     figure = go.Figure()
@@ -228,10 +226,8 @@ def along(ds: xr.Dataset, effect: str) -> go.Figure:
                 )  # fmt: skip
             found = profile(ds, cube.isel(set=own).values, where)
             _line(figure, found, "chosen: mean ± sd over tokens", SECOND, row, column, first)
-    units = str(ds["effect_units"].sel(effect=effect).values) if "effect_units" in ds else ""
-    unit = f" ({units})" if units not in ("", "1") else ""
     figure.update_xaxes(title="position", row=len(kinds))
-    figure.update_yaxes(matches="y").update_yaxes(title=f"{effect_label(effect)}{unit}", col=1)
+    figure.update_yaxes(matches="y").update_yaxes(title=in_units(*effect_words(ds, effect)), col=1)
     return _above(styled(figure)).update_layout(height=140 + 280 * len(kinds))
 
 
@@ -263,10 +259,9 @@ def _band(
 ) -> None:
     import plotly.graph_objects as go
 
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     trace = go.Scatter(
         x=np.concatenate([at, at[::-1]]), y=np.concatenate([high, low[::-1]]), fill="toself",
-        fillcolor=f"rgba({red},{green},{blue},.16)", line={"width": 0}, mode="lines",
+        fillcolor=faint(colour), line={"width": 0}, mode="lines",
         hoverinfo="skip", showlegend=False,
     )  # fmt: skip
     figure.add_trace(trace, row=row, col=column)

@@ -3,65 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+from confreg.results import axes, vocabulary
 
 if TYPE_CHECKING:
     import xarray as xr
 
 MISSING = "–"
-
-SYMBOLS = {
-    "te": "TE",
-    "de": "DE",
-    "mediated": "mediated",
-    "te_mediated": "TE − DE",
-    "w_out_norm": "‖w_out‖",
-    "logit_var": "LogitVar",
-    "null_fraction": "ρ",
-    "ablation_value": "ablated to",
-    "frequency_cosine": "cos(w, v)",
-    "singular_value": "singular value",
-    "loss": "loss",
-    "entropy": "entropy",
-    "rank": "rank",
-    "top1": "top-1 change",
-    "norm_scale": "norm scale",
-    "kl_frequency": "KL to unigrams",
-    "temperature_share": "temperature share",
-    "keep": "kept",
-}
-_VARIANTS = {
-    "total": "",
-    "direct": " (norm frozen)",
-    "frequency_direct": " (frequency frozen)",
-}
-
-
-GLOSSARY = {
-    "te": "total effect: mean over kept tokens of |Δ loss| when the neuron is ablated and "
-    "everything downstream recomputed",
-    "de": "direct effect: the same with {frozen} kept as in the unablated model",
-    "mediated": "1 − DE/TE, the share of the total effect that needs {frozen}; negative where "
-    "freezing it makes the effect larger",
-    "w_out_norm": "norm of the neuron’s output weight",
-    "logit_var": "variance over the vocabulary of the cosine between the output weight and the "
-    "rows of the unembedding, the final norm’s weight folded in",
-    "null_fraction": "share of the output weight’s norm within the unembedding’s effective null "
-    "space",
-    "frequency_cosine": "cosine between what the neuron writes to the logits and the "
-    "token-frequency direction, log p_freq less its mean over the vocabulary",
-    "temperature_share": "share of the divergence D(p ‖ p′) from the ablated prediction that "
-    "the best single temperature removes",
-    "ablation_value": "value that replaces the activation",
-    "keep": "tokens from position 3 on that have a next token, neither of the two being special",
-}
-
-
-REPEATED = {
-    "keep": "tokens of second occurrences from the sequence’s position 3 on whose next token "
-    "belongs to the occurrence, neither of the two being special",
-}
-"""What a word means where a text comes again."""
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -96,14 +46,40 @@ def percent(share: float) -> str:
 
 def effect_label(name: str) -> str:
     """Write an effect's name for reading: ``loss_direct`` is "Δ loss (norm frozen)"."""
-    measure, _, variant = name.partition("_")
-    for known in sorted(SYMBOLS, key=len, reverse=True):
-        if name.startswith(known + "_"):
-            measure, variant = known, name[len(known) + 1 :]
-            break
-    change = SYMBOLS.get(measure, measure)
-    change = change if change.endswith("change") else f"Δ {change}"
-    return change + _VARIANTS.get(variant, f" ({variant})")
+    return vocabulary.effect_label(*vocabulary.split_effect(name))
+
+
+def quantities(ds: xr.Dataset, dim: str) -> list[str]:
+    """Return how the entries of an axis of quantities are written, in their order.
+
+    Effects are written after their coordinates ``quantity`` and ``pathway``; in stores that have
+    none, after their names. Entries of other axes are written as they are.
+    """
+    names = [str(name) for name in axes.labels(ds, dim)]
+    if all(name in ds.coords and ds[name].dims == (dim,) for name in ("quantity", "pathway")):
+        pairs = zip(ds["quantity"].values, ds["pathway"].values, strict=True)
+        return [vocabulary.effect_label(str(what), str(how)) for what, how in pairs]
+    if dim == "effect":
+        return [effect_label(name) for name in names]
+    return [name.replace("_", " ") for name in names]
+
+
+def quantity_units(ds: xr.Dataset, dim: str) -> list[str]:
+    """Return the units of the entries of an axis of quantities, "" where there are none."""
+    found = ds.coords.get(f"{dim}_units")
+    if found is None:
+        return [""] * ds.sizes[dim]
+    return [unit(str(one)) for one in found.values]
+
+
+def unit(units: str) -> str:
+    """Return units as they are shown: "" for pure numbers, and for each entry its own."""
+    return "" if units == "1" or units.startswith("see ") else units
+
+
+def in_units(text: str, units: str) -> str:
+    """Write a symbol with its units behind it, if it has any."""
+    return f"{text} ({units})" if units else text
 
 
 def mediator(ds: xr.Dataset) -> tuple[str, str]:
@@ -114,23 +90,72 @@ def mediator(ds: xr.Dataset) -> tuple[str, str]:
 
 
 def glossary(ds: xr.Dataset) -> list[tuple[str, str]]:
-    """Return a symbol and its meaning for everything in the dataset that the page shows."""
+    """Return a symbol and its meaning for everything in the dataset that the page shows.
+
+    Shared words have their meaning from the vocabulary, a recipe's own from the dataset.
+    """
     frozen = "the norm’s scale"
     if "frequency" in mediator(ds)[0]:
         frozen = "the logits’ component along the token-frequency direction"
-    known = GLOSSARY | (REPEATED if "occurrence" in ds else {})
-    return [
-        (SYMBOLS[name], text.format(frozen=frozen)) for name, text in known.items() if name in ds
+    repeated = vocabulary.REPEATED if "occurrence" in ds.variables else {}
+    found = [
+        (word.symbol, repeated.get(name, word.meaning).format(frozen=frozen))
+        for name, word in vocabulary.WORDS.items()
+        if name in ds.variables and word.meaning
+    ]
+    own = [str(name) for name in ds.data_vars if name not in vocabulary.WORDS]
+    return found + [
+        (label(ds, name, unit=False), long_name(ds, name)) for name in own if long_name(ds, name)
     ]
 
 
 def label(ds: xr.Dataset, name: str, unit: bool = True) -> str:
     """Return a variable's symbol, or its name, with its unit unless that is 1."""
-    symbol = SYMBOLS.get(name, name.replace("_", " "))
-    units = str(ds[name].attrs.get("units", "")) if unit and name in ds else ""
-    return f"{symbol} ({units})" if units not in ("", "1") else symbol
+    return in_units(vocabulary.word(name).symbol, units(ds, name) if unit else "")
+
+
+def units(ds: xr.Dataset, name: str) -> str:
+    """Return the units in which a variable is shown, "" for pure numbers."""
+    if name in ds.variables:
+        return unit(str(ds[name].attrs.get("units", "")))
+    return unit(vocabulary.word(name).units)
 
 
 def long_name(ds: xr.Dataset, name: str) -> str:
-    """Return a variable's description as the dataset gives it, or an empty string."""
-    return str(ds[name].attrs.get("long_name", "")) if name in ds else ""
+    """Return a variable's description: the dataset's own, else the vocabulary's."""
+    own = str(ds[name].attrs.get("long_name", "")) if name in ds.variables else ""
+    return own or vocabulary.word(name).long_name
+
+
+def labels(ds: xr.Dataset, dim: str) -> list[str]:
+    """Return the labels along any axis as they are shown."""
+    return quantities(ds, dim) if axes.kind(ds, dim) == "quantity" else axes.texts(ds, dim)
+
+
+def over(ds: xr.Dataset, dims: Iterable[str]) -> str:
+    """Say over what a mean is: "kept tokens and sets"."""
+    kept = axes.text(ds) if "keep" in ds.coords else None
+    return " and ".join(("kept " if dim == kept else "") + plural(ds, dim) for dim in dims)
+
+
+def axis_title(ds: xr.Dataset, dim: str) -> str:
+    """Write what an axis of a plot is: its name, its units, and what its labels are."""
+    attrs = ds[dim].attrs if dim in ds.coords else {}
+    text = in_units(dim.replace("_", " "), unit(str(attrs.get("units", ""))))
+    described = str(attrs.get("long_name", ""))
+    return f"{text}: {described}" if described and described != dim else text
+
+
+def plural(ds: xr.Dataset, dim: str) -> str:
+    """Write the entries of an axis: "model layers", "latents"; "values of alpha"."""
+    if axes.is_scale(ds, dim) and axes.labels(ds, dim).dtype.kind == "f":
+        return f"values of {dim.replace('_', ' ')}"
+    text = dim.replace("_", " ")
+    if text.endswith(("x", "s")) or len(text) == 1:
+        return f"entries of {text}"
+    return text[:-1] + "ies" if text.endswith("y") else text + "s"
+
+
+def sentence(text: str) -> str:
+    """Begin a text with a capital letter, without touching the rest."""
+    return text[:1].upper() + text[1:]

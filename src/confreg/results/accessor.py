@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import xarray as xr
 
 from confreg.errors import ConfregError
+from confreg.results import tables
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TABLE_COLUMNS = ("te", "de", "mediated", "te_mediated", "w_out_norm", "logit_var", "null_fraction")
-
 
 @xr.register_dataset_accessor("confreg")
 class Accessor:
-    """Selection and ranking of neurons; every method returns new objects."""
+    """Selection and ranking along a dataset's axes; every method returns new objects.
+
+    Examples
+    --------
+    >>> ds.confreg.top("te", 5)  # the strongest, as a pandas table
+    >>> ds.confreg.neuron("11.584")  # one neuron by its label
+    >>> ds.confreg.select(layer=11, index=584)  # the same neuron by two of its labels
+    >>> ds.confreg.select(layer=[10, 11])  # all neurons of two layers
+    """
 
     def __init__(self, ds: xr.Dataset) -> None:
         self._ds = ds
@@ -29,7 +38,7 @@ class Accessor:
         ConfregError
             The dataset has no such neuron.
         """
-        labels = self._ds["neuron"].values
+        labels = self._coordinate("neuron").values
         found = (labels == label).nonzero()[0]
         if len(found) == 0:
             raise ConfregError(
@@ -46,51 +55,135 @@ class Accessor:
         ConfregError
             The dataset has no neuron of that layer.
         """
-        here = self._ds["layer"].values == layer
+        here = self._coordinate("layer").values == layer
         if not here.any():
             layers = sorted(set(self._ds["layer"].values.tolist()))
             raise ConfregError(f"The dataset has no neuron of layer {layer}; it has {layers}.")
         return self._ds.isel(neuron=here)
 
-    def top(self, by: str = "te_mediated", n: int = 10, smallest: bool = False) -> pd.DataFrame:
-        """The ``n`` neurons with the largest (or smallest) value of a per-neuron variable.
+    def select(self, **labels: Any) -> xr.Dataset:
+        """The entries that carry all the given labels, along however many axes.
+
+        xarray's own ``sel`` knows one label an axis (or those of
+        :func:`confreg.results.index.index`); this selects by every coordinate along an axis,
+        several at once: ``select(layer=11, index=584)``,
+        ``select(set_kind="chosen", set_deviation=[0, 1])``, ``select(layer=11, sequence=0)``.
 
         Parameters
         ----------
-        by : str
-            ``"te"``, ``"de"``, ``"mediated"``, ``"w_out_norm"``, …, or the name of an effect,
-            which ranks by its mean absolute value over kept tokens.
-        n : int
-        smallest : bool
+        **labels
+            A value, or a sequence of values of which an entry has one, for each coordinate.
 
         Returns
         -------
-        pandas.DataFrame
-            One row a neuron, strongest first, indexed by label.
+        xarray.Dataset
+            An axis is dropped, as by ``sel``, if one entry is left and it was asked for by
+            single values of its own label, or of two labels or more. Otherwise it is kept.
 
         Raises
         ------
         ConfregError
-            The dataset has no such per-neuron variable or effect.
+            There is no such coordinate, or no entry has these labels.
         """
-        table = self.table()
-        if by not in table and by in self._ds.get("effect", []):
-            table[by] = self._ds["effect_abs_mean"].sel(effect=by).values
-        if by not in table:
-            raise ConfregError(
-                f"Neurons cannot be ranked by {by!r}; there are {', '.join(table.columns)}."
-            )
-        ranked = table.sort_values(by, ascending=smallest, kind="stable")
-        return ranked.head(n)
+        masks: dict[str, np.ndarray] = {}
+        named: dict[str, list[str]] = {}
+        for name, wanted in labels.items():
+            values = self._coordinate(name)
+            if values.ndim != 1:
+                raise ConfregError(f"{name!r} has dims {values.dims}: it is no label of one axis.")
+            dim = str(values.dims[0])
+            mask = np.isin(values.values, list(wanted) if _several(wanted) else [wanted])
+            masks[dim] = masks.get(dim, np.ones(len(mask), dtype=bool)) & mask
+            named.setdefault(dim, []).append(name)
+        taken: dict[str, Any] = {}
+        for dim, mask in masks.items():
+            if not mask.any():
+                said = ", ".join(f"{name}={labels[name]!r}" for name in named[dim])
+                raise ConfregError(f"No {dim} of the dataset has {said}.")
+            single = not any(_several(labels[name]) for name in named[dim])
+            whole = dim in named[dim] or len(named[dim]) > 1
+            rows = np.flatnonzero(mask)
+            taken[dim] = int(rows[0]) if single and whole and len(rows) == 1 else rows
+        return self._ds.isel(taken)
 
-    def table(self) -> pd.DataFrame:
-        """Every per-neuron variable as a column, one row a neuron (or set of neurons)."""
-        subject = "set" if "set" in self._ds.dims else "neuron"
-        one = self._ds[[v for v in self._ds.data_vars if self._ds[v].dims == (subject,)]]
-        frame = one.reset_coords(drop=True).to_dataframe()
-        first = [c for c in TABLE_COLUMNS if c in frame]
-        return frame.reindex(columns=[*first, *(c for c in frame if c not in first)])
+    def top(
+        self,
+        by: str | None = None,
+        n: int = 10,
+        smallest: bool = False,
+        axis: str | None = None,
+    ) -> pd.DataFrame:
+        """The ``n`` neurons with the largest (or smallest) value, or entries of another axis.
+
+        Parameters
+        ----------
+        by : str, optional
+            ``"te"``, ``"de"``, ``"mediated"``, ``"w_out_norm"``, …, or another column of
+            :meth:`table`; or the name of an effect, which ranks by its mean absolute value over
+            kept tokens. None: ``te_mediated``, else the first of ``te``, a mean absolute effect
+            and any number that there is.
+        n : int
+        smallest : bool
+        axis : str, optional
+            The axis; None: the one that the dataset is about.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row an entry, strongest first, indexed by label.
+
+        Raises
+        ------
+        ConfregError
+            The dataset has no such axis, or no such number or effect along it.
+        """
+        axis = tables.chosen_axis(self._ds, axis)
+        frame = self.table(axis)
+        column = tables.rank_by(frame) if by is None else by
+        if column not in frame:
+            effect = tables.column_name("effect_abs_mean", by)
+            if by is None or effect not in frame:
+                raise ConfregError(
+                    f"{axis.capitalize()}s cannot be ranked by {by!r}; there are "
+                    f"{', '.join(map(str, frame.columns)) or 'no numbers'}."
+                )
+            frame = frame.assign(**{by: frame[effect]})
+            column = by
+        return frame.sort_values(column, ascending=smallest, kind="stable").head(n)
+
+    def table(self, axis: str | None = None) -> pd.DataFrame:
+        """Every variable along one axis as a column, one row a neuron or other entry.
+
+        Parameters
+        ----------
+        axis : str, optional
+            The axis; None: the one that the dataset is about.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Indexed by label. A variable that also has an axis of quantities gives a column each:
+            ``"effect_mean[loss_total]"``.
+
+        Raises
+        ------
+        ConfregError
+            The dataset has no such axis.
+        """
+        return tables.table(self._ds, axis)
 
     def kept(self) -> xr.Dataset:
         """The tokens over which reductions run."""
-        return self._ds.isel(token=self._ds["keep"].values)
+        return self._ds.isel(token=self._coordinate("keep").values)
+
+    def _coordinate(self, name: str) -> xr.DataArray:
+        if name not in self._ds.coords:
+            raise ConfregError(
+                f"The dataset has no labels {name!r}; it has "
+                f"{', '.join(map(str, self._ds.coords)) or 'none'}."
+            )
+        return self._ds[name]
+
+
+def _several(wanted: Any) -> bool:
+    return isinstance(wanted, (Sequence, np.ndarray)) and not isinstance(wanted, (str, bytes))

@@ -75,13 +75,14 @@ def _tidy(ds: xr.Dataset) -> xr.Dataset:
     def ordered(names: Iterable[Hashable]) -> list[str]:
         return sorted(map(str, names), key=lambda name: (rank.get(name, len(rank)), name))
 
-    text = {
-        name: ds[name].astype(object) if ds[name].dtype.kind in "OUT" else ds[name]
-        for name in ordered(ds.coords)
-    }
-    data = {name: ds[name] for name in ordered(ds.data_vars)}
+    def plain(name: str) -> xr.Variable:
+        found = ds[name].variable
+        return found.astype(object) if found.dtype.kind in "OUT" else found
+
+    labels = {name: plain(name) for name in ordered(ds.coords)}
+    variables = {name: plain(name) for name in ordered(ds.data_vars)}
     # Assigned, not selected: selecting would drop the labels of an axis that no variable has.
-    return ds.drop_vars([*text, *data]).assign_coords(text).assign(data)
+    return ds.drop_vars([*labels, *variables]).assign_coords(labels).assign(variables)
 
 
 @contextmanager

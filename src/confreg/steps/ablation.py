@@ -173,7 +173,7 @@ class _Ablation:
             dims = (subject, "token", "effect")
             found.append(Variable("effects", dims, text, "see effect_units"))
         found += [
-            Variable(m.name, ("token",), m.long_name, m.units, m.dtype)
+            Variable(m.name, ("token",), m.long_name, _units(m), m.dtype)
             for m in fx.unedited(self.effects, self.counts is not None)
         ]
         for name, text in (("effect_sum", "sum"), ("effect_abs_sum", "sum of absolute values")):
@@ -335,6 +335,15 @@ class _Ablation:
         if any(engine in CLOSED_FORMS for engine in self.engines.values()):
             found.append(_errors(self.study.options.tolerance))
         return found
+
+
+def _units(measure: fx.Measure) -> str:
+    """Units of a measure of the unedited model: none where it is a label, such as a token's index.
+
+    Labels are whole numbers, of which an edit's effect is no difference.
+    """
+    is_label = np.dtype(measure.dtype).kind == "i" and measure.difference is not None
+    return "" if is_label else measure.units
 
 
 def _indices(axis: Any, start: int, stop: int) -> Any:

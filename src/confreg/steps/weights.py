@@ -178,9 +178,8 @@ def frequency_cosines(
 
     def unit(spans: Spans, stored: Mapping[str, np.ndarray]) -> FrequencyWeights:
         packed = torch.from_numpy(counts.packed(model.owned))
-        owned = torch.from_numpy(model.owned)
         memory = study.budget.memory
-        return FrequencyWeights(study.two_tokens, layers, packed, owned, memory, centre_vocabulary)
+        return FrequencyWeights(study.two_tokens, layers, packed, memory, centre_vocabulary)
 
     def cosines(model_: Any, unit_: Any) -> dict[str, Any]:
         found = np.full((model.n_layers, model.n_neurons), np.nan, dtype=np.float32)

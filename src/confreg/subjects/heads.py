@@ -13,7 +13,8 @@ import numpy as np
 
 from confreg.axes import Axis, Label
 from confreg.errors import ConfregError
-from confreg.subjects.neurons import Neurons, whole_layer
+from confreg.models.model import whole_layer
+from confreg.subjects.neurons import Neurons
 
 if TYPE_CHECKING:
     from confreg.effects import AttendFirst

@@ -11,6 +11,7 @@ import numpy as np
 
 from confreg.axes import Axis, Label
 from confreg.errors import ConfregError
+from confreg.models.model import whole_layer
 
 if TYPE_CHECKING:
     from confreg.effects import Replace
@@ -139,22 +140,6 @@ def choose(spec: str, layer: int, n_layers: int, n_neurons: int, seed: int) -> N
         raise ConfregError(f"--neurons {spec!r} names no neuron. Write {GRAMMAR}.")
     pairs = np.array(sorted(found), dtype=np.int64)
     return Neurons(pairs[:, 0], pairs[:, 1])
-
-
-def whole_layer(layer: int, n_layers: int) -> int:
-    """A layer from 0, given from either end.
-
-    Raises
-    ------
-    ConfregError
-        The model has no such layer.
-    """
-    if not -n_layers <= layer < n_layers:
-        raise ConfregError(
-            f"There is no layer {layer}: the model has layers 0 to {n_layers - 1} "
-            "(-1 means the last)."
-        )
-    return layer % n_layers
 
 
 def _part(

@@ -220,7 +220,7 @@ class Run:
     def _order(self) -> str:
         """Names of coordinates and variables, as the plan brings them."""
         labels = [name for axis in self.axes.values() for name in axis.labels]
-        kept = [v.name for item in self.plan.items for v in item.gives if v.kept]
+        kept = [v.name for item in self.plan.items for v in item.gives if v.shown]
         return " ".join([*labels, *kept])
 
     def _jobs(self) -> None:

@@ -290,7 +290,7 @@ class Store:
             self.root.attrs["complete"] = 0
 
     def _home(self, variable: Variable) -> zarr.Group:
-        return self.root if variable.kept else self.hidden
+        return self.root if variable.shown else self.hidden
 
     def _note_coordinate(self, name: str) -> None:
         """Write down which arrays are coordinates, in an order that does not depend on when."""

@@ -33,8 +33,8 @@ def close(tally, observed, pairs, approximate=False):
     chunks = observed.chunks(size_t)
     centre = None if slow else torch.softmax(observed.logits(slice(0, size_t)), -1).mean(0)
     for edits in spans(len(observed.edits), size_n):
-        delta, weights = observed.edits.cut(edits.start, edits.stop).writes(observed, seen)
-        delta, weights = delta.float(), weights.float()
+        some = observed.edits.cut(edits.start, edits.stop)
+        delta, weights = (x[:, 0].float() for x in observed.written(some, seen))
         written = observed.route.directions(weights)
         directions = make_directions(observed, written, centre)
         for tokens in chunks:

@@ -30,10 +30,7 @@ class Written:
     """
 
     def __init__(self, observed, edit, seen):
-        delta, weights = edit.writes(observed, seen)
-        rank = weights.numel() // weights.shape[-1]
-        self.delta = delta.reshape(rank, -1)
-        self.weights = weights.reshape(rank, -1).float()
+        self.delta, self.weights = (x[0] for x in observed.written(edit, seen))
         self.directions = observed.route.directions(self.weights)
         self.u = observed.readout.directions(self.directions)
 

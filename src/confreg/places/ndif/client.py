@@ -316,13 +316,13 @@ class Client:
             socket.close()
 
     def _give_up_if_lost(self, key: str, job: Job) -> None:
-        """Give up a job that reports on a websocket, which is all that is heard of it.
+        """Give up a job that reports on a websocket, where its result can come but once.
 
         Raises
         ------
         Transient
         """
-        if reason := self.watch.doubt(job.id):
+        if reason := self.watch.doubt(job.id, sure=True):
             self.journal.failed(key, job.id, f"lost: {reason}")
             raise Transient(f"{self.server.host} seems to have lost job {job.id} ({reason}).")
 

@@ -106,7 +106,7 @@ class Watch:
             if job in self._jobs:
                 self._jobs[job].moved = time.monotonic()
 
-    def doubt(self, job: str, copies: int = 0) -> str | None:
+    def doubt(self, job: str, copies: int = 0, *, sure: bool = False) -> str | None:
         """Why a job seems lost, as the end of a sentence, or None while it does not.
 
         To be asked right after `heard`, so that what is known of the job is not older than what
@@ -117,12 +117,17 @@ class Watch:
         job : str
         copies : int
             How many times its work was submitted again already.
+        sure : bool
+            Whether to doubt only what cannot well be otherwise: a job that the server never
+            knew, or one that waits and was overtaken.
         """
         with self._lock:
             seen = self._jobs.get(job)
             if seen is None:
                 return None
             now, overtaken = time.monotonic(), self._overtaken(seen)
+            if sure and seen.stage != _UNKNOWN and (not overtaken or seen.stage == _RUNNING):
+                return None
             # It waits for those that came before it as long as they move.
             since = seen.moved if overtaken else max(seen.moved, self._ahead_moved(seen))
             if now - since <= self._patience(seen, overtaken) * 2**copies:

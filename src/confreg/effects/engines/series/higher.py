@@ -93,7 +93,7 @@ class HigherMoments:
                 self.moments_y.setdefault(k, []).extend(found_y[k].split(tokens, 1))
 
     def sums(self, gain, c):
-        """A − 1, B and C of one variant, and bounds on their errors: (m, T) each.
+        """A − 1, B and C of one pathway, and bounds on their errors: (m, T) each.
 
         Parameters
         ----------

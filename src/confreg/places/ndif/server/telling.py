@@ -14,6 +14,8 @@ SILENCE = 15.0
 _FETCHING = re.compile(
     r"^\s*Downloading (?P<name>[\w.]+?(?:-[A-Za-z]\w*)*)(?:-\d\S*)? \((?P<size>.+)\)"
 )
+# uv begins all downloads at once; when one has ended it says " Downloaded torch".
+_FETCHED = re.compile(r"^\s*Downloaded (?P<name>\S+)")
 _INSTALLING = re.compile(r"^(Installing collected packages: |Prepared (?P<count>\d+) packages)")
 
 
@@ -47,6 +49,8 @@ class Teller:
         if found := _FETCHING.match(line):
             self._count += 1
             self._tell(f"package {self._count}: {found['name']}, {found['size']}")
+        elif found := _FETCHED.match(line):
+            self._tell(f"fetched {found['name']}")
         elif found := _INSTALLING.match(line):
             count = found["count"] or line.count(",") + 1
             self._tell(f"installing {count} packages", always=True)
