@@ -29,16 +29,22 @@ def correlated_neurons(
     """Lay out a layer of each model and the text; the units are spans of neurons and of tokens."""
     tokens, mine = study.tokens(), study.neurons(layer)
     theirs = study.neurons(other_layer, of=other, name="partner")
+
+    def unit(spans, stored):
+        """A span of the text, one of my neurons, which are of one layer, and all of theirs."""
+        start, stop = spans.bounds["neuron"]
+        return (
+            tokens.entries(*spans.bounds["token"]),
+            (int(mine.layer[start]), mine.entries(start, stop).index),
+            (int(theirs.layer[0]), theirs.entries(0, len(theirs)).index),
+        )
+
     sums = Step(
         moments,
         over=(mine, tokens),
         along=(theirs, MOMENT),
         models=(study.model, other),
-        unit=lambda spans, stored: (
-            tokens.entries(*spans.bounds["token"]),
-            (int(mine.layer[0]), mine.entries(*spans.bounds["neuron"]).index),
-            (int(theirs.layer[0]), theirs.entries(0, len(theirs)).index),
-        ),
+        unit=unit,
         gives=(
             Variable("product", ("neuron", "partner"), "sum of products of activations", **ADDED),
             Variable("neuron_moment", ("moment", "neuron"), "sum of powers", **ADDED),

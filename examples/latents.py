@@ -14,7 +14,7 @@ import torch
 
 from confreg import Axis, ConfregError, recipe, steps
 from confreg import effects as fx
-from confreg.effects import add_to_copies, copies_of
+from confreg.effects import add_to_copies
 
 USUAL = (fx.loss.total, fx.loss.direct, fx.entropy.total, fx.entropy.direct)
 
@@ -36,20 +36,22 @@ class Latents:
             self.encoder[some], self.bias[some], self.decoder[some], self.centre, self.value
         )
 
-    def delta(self, x, j):
-        """What latent j lacks to the value at every x (..., d)."""
-        z = ((x.float() - self.centre) @ self.encoder[j] + self.bias[j]).relu()
-        return self.value - z
+    def delta(self, x):
+        """What the latents lack to the value at x (..., d): (n, ...)."""
+        encoder, bias, centre = (
+            each.to(x.device) for each in (self.encoder, self.bias, self.centre)
+        )
+        z = ((x.float() - centre) @ encoder.T + bias).relu()
+        return (self.value - z).movedim(-1, 0)
 
     def apply(self, residual, copies):
-        """Set the j-th latent in the j-th copy of the text."""
-        _, parts = copies_of(residual, copies)
-        delta = torch.stack([self.delta(parts[j], j) for j in range(copies)])
-        return add_to_copies(residual, copies, delta, self.decoder)
+        """Set the j-th latent in the j-th copy of the text, which follows the text itself."""
+        text = residual[: len(residual) // (1 + copies)]
+        return add_to_copies(residual, copies, self.delta(text), self.decoder)
 
     def writes(self, state, seen):
         """What they add to the residual: δ (n, T) along W_dec (n, d)."""
-        return torch.stack([self.delta(seen, j) for j in range(len(self))]), self.decoder
+        return self.delta(seen), self.decoder.to(seen.device)
 
 
 @recipe(effects=USUAL, on_request=(fx.top1.total, fx.rank.total))

@@ -222,9 +222,9 @@ def test_halves_join_to_the_whole(checkpoint, words):
         activations=True, **SMALL,
     )  # fmt: skip
     layout = plan.layout("effects")
-    (spans,) = layout.units()
+    spans, *_ = layout.units()
     first, second, axis = layout.halves(spans)
-    assert axis == "set"  # all of the text is watched: it is not cut
+    assert axis == "set"  # a unit of one sequence, which is not cut apart
     assert first.size + second.size == spans.size
 
     def measure(part):

@@ -44,9 +44,8 @@ def test_tokens_above_the_mean_are_the_oracle_s(checkpoint, words, tmp_path, arc
         torch.from_numpy(ds["token_id"].values[ds["sequence"].values == s])[None]
         for s in np.unique(ds["sequence"])
     ]
-    active = torch.cat([judge.activations(ids, layer).flatten(0, -2) for ids in texts])[
-        :, NEURONS
-    ].T
+    active = torch.cat([judge.activations(ids, layer).flatten(0, -2) for ids in texts])
+    active = active[:, NEURONS].T
     mean = active.mean(1)
     np.testing.assert_allclose(ds["mean_activation"], mean, atol=1e-5)
     np.testing.assert_allclose(ds["activation"], active, atol=1e-4)

@@ -388,4 +388,6 @@ def test_a_recipe_without_a_source_is_refused(checkpoint, words):
     found: dict = {"__name__": "__main__"}
     exec(compile(SMALL, "<string>", "exec"), found)
     with pytest.raises(ConfregError, match="The source of recipe 'scaled' cannot be found"):
-        confreg.plan(found["scaled"], model=str(checkpoint("llama")), text=words)
+        confreg.plan(
+            found["scaled"], model=str(checkpoint("llama")), text=words, sequence_length=16
+        )

@@ -108,7 +108,7 @@ def test_a_set_of_one_is_the_neuron(checkpoint, words, tmp_path):
         ({"neurons": "2:0-47"}, "too few"),
         ({"neurons": "1.3;2.4"}, "of one layer"),
         ({"deviations": "1;2"}, "list of numbers"),
-        ({"activations": True}, "Sets are ablated"),
+        ({"activations": True}, r"no neuron \(set\)"),
     ],
 )
 def test_refusals(checkpoint, words, tmp_path, options, said):

@@ -529,7 +529,9 @@ def test_a_chunk_that_was_lost_is_made_again(tmp_path):
         assert not wrong, name
 
 
-WORDS = re.compile(r"(?<![a-z])(neurons?|heads?|loss(es)?|entropy|repeat(s|ed|ing)?)(?![a-z])", re.I)
+WORDS = re.compile(
+    r"(?<![a-z])(neurons?|heads?|loss(es)?|entropy|repeat(s|ed|ing)?)(?![a-z])", re.I
+)
 # As a noun with an article, an adjective or an `of`; "set" by itself is a verb, or Python's type.
 SETS = re.compile(r"\b(a|the|each|every|random|chosen|of|ablated) sets?\b|\bsets\b", re.I)
 

@@ -50,7 +50,7 @@ def validate(ds: xr.Dataset) -> None:
     """Every variable says what it is and is what it was declared as; attributes are flat."""
     for name, array in ds.variables.items():
         assert array.attrs["long_name"], name
-        assert name in ds.coords or array.attrs.get("units") or array.dtype.kind in "bOU", name
+        assert name in ds.coords or array.attrs.get("units") or array.dtype.kind in "bOUT", name
         if name in TABLE:
             dims, dtype = TABLE[str(name)]
             allowed = [tuple(dims.replace("subject", subject).split()) for subject in SUBJECTS]

@@ -4,7 +4,8 @@ import torch
 
 from .compare import measured
 from .frequency import frequency_direction, log_frequencies
-from .measures import Prediction, entropy, kl_frequency, loss, norm_scale, rank, top1
+from .measures import entropy, kl_frequency, loss, norm_scale, rank, top1
+from .prediction import Prediction
 from .readout import take
 from .write import Straight
 

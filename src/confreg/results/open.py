@@ -81,7 +81,8 @@ def _tidy(ds: xr.Dataset) -> xr.Dataset:
 
     labels = {name: plain(name) for name in ordered(ds.coords)}
     variables = {name: plain(name) for name in ordered(ds.data_vars)}
-    return ds.drop_vars(labels).assign(variables).assign_coords(labels)[list(variables)]
+    # Assigned, not selected: selecting would drop the labels of an axis that no variable has.
+    return ds.drop_vars([*labels, *variables]).assign_coords(labels).assign(variables)
 
 
 @contextmanager
