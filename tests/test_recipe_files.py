@@ -12,6 +12,7 @@ import pytest
 
 import confreg
 from confreg import ConfregError, cli
+from confreg.recipe import find
 
 HEAD = """
 import nnsight
@@ -357,14 +358,61 @@ def test_a_derivation_s_error_too(tmp_path, common, capsys):
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("neurons", ["2:0-3", "1:0-3"])
-def test_a_measure_of_another_shape_is_a_sentence(tmp_path, common, capsys, neurons):
-    source = MEASURING.replace(".amax(-1)", "")
-    assert run(tmp_path / "mine.py", source, common, "--neurons", neurons) == 2
+SHAPES = {
+    "of": (".amax(-1)", ""),
+    "of, with nothing": ("return logits", "logits"),
+    "change": ("of=of)", "of=of, change=lambda after, before: after.sum())"),
+    "compared": ("of=of)", "compared=lambda before, after: after - before)"),
+}
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+@pytest.mark.parametrize("case", SHAPES)
+def test_a_measure_of_another_shape_is_a_sentence_before_a_model_is_loaded(
+    tmp_path, common, capsys, monkeypatch, command, case
+):
+    from confreg.places import Here
+
+    monkeypatch.setattr(Here, "load", None)
+    old, new = SHAPES[case]
+    assert old in MEASURING
+    (tmp_path / "mine.py").write_text(MEASURING.replace(old, new))
+    given = [x for x in common if command == "run" or x != "--quiet"]
+    assert call(command, str(tmp_path / "mine.py"), *given) == 2
     said = capsys.readouterr().err
-    assert "measure 'largest' returned (" in said
+    assert "Measure 'largest' returned " in said
     assert "one number a prediction" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("neurons", ["2:0-3", "1:0-3"])
+def test_a_measure_that_fails_on_real_logits_only(tmp_path, common, capsys, neurons):
+    source = MEASURING.replace(
+        "return logits.softmax(-1).amax(-1)",
+        "if logits.any():\n        raise ValueError('no such thing')\n"
+        "    return logits.softmax(-1).amax(-1)",
+    )
+    path = tmp_path / "mine.py"
+    assert run(path, source, common, "--neurons", neurons) == 2
+    said = capsys.readouterr().err
+    line = line_of(source, "no such thing")
+    assert f"confreg: {path}, line {line}: ValueError: no such thing" in said
+    assert "Traceback" not in said
+
+
+def test_a_measure_whose_shape_is_wrong_on_real_logits_only(tmp_path, common, capsys):
+    source = MEASURING.replace(".amax(-1)", ".amax(-1)[: 3 if not logits.any() else 2]")
+    assert run(tmp_path / "mine.py", source, common) == 2
+    said = capsys.readouterr().err
+    assert "measure 'largest' returned (2,)" in said
+    assert "Traceback" not in said
+
+
+def test_files_of_the_same_bytes_are_two_recipes(tmp_path, common):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        assert run(tmp_path / name / "mine.py", SMALL, common, "--overwrite") == 0
+        assert find(tmp_path / name / "mine.py").path.parent.name == name
 
 
 def test_debug_shows_the_traceback(tmp_path, common):
