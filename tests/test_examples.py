@@ -177,7 +177,7 @@ def test_steering_adds_multiples_of_a_direction(checkpoint, folder, kind, layer,
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("nonsense", "direction"),
+        ("nonsense", "'nonsense' is not understood"),
         ("9.2", "layer 9"),
         ("1.999", "1.999"),
         ("steer.npy:7", "out of bounds"),
