@@ -63,6 +63,7 @@ def bos_ablation(
         derive.mediation(sets, tokens, effects, fx.loss.total, fx.loss.direct),
         derive.against_controls(sets, tokens),
         derive.changes_against_controls(sets, neurons),
+        derive.taken_back(sets, neurons, tokens) if study.options.activations else None,
     ]
 
 

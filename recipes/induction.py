@@ -65,4 +65,5 @@ def induction(
         ),
         derive.mediation(sets, tokens, effects, fx.loss.total, fx.loss.direct),
         derive.against_controls(sets, tokens),
+        derive.repeat_shift(sets, tokens),
     ]  # fmt: skip

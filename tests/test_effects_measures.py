@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from effects_case import EFFECTS, measure, truth
+from effects_case import EFFECTS, VALUES, measure, truth
 from effects_oracle import LastLayer
 
 from confreg import effects as fx
@@ -80,6 +80,23 @@ def test_a_change_and_a_comparison_of_ones_own():
     )
     assert found[1]["effects"][..., 1].max() > 0.1
     assert "moved" not in found[1]
+
+
+@pytest.mark.parametrize("post", [False, True])
+def test_predictions_are_compared_by_every_pathway(post):
+    layer = LastLayer(post=post)
+    effects = [
+        fx.divergence.total, fx.divergence.direct, fx.divergence.frequency_direct,
+        fx.tempered_divergence.total, fx.temperature_share.total,
+    ]  # fmt: skip
+    found = [measure(layer, engine, effects)["effects"] for engine in ("forward", "exact")]
+    sets = fx.Together([torch.tensor([n]) for n in (3, 0, 7, 20)], [v[None] for v in VALUES])
+    found.append(measure(layer, "exact", effects, edits=sets)["effects"])
+    assert (found[0][..., 0] - found[0][..., 2]).abs().max() > 1e-3
+    for other in found[1:]:
+        torch.testing.assert_close(other[..., :4], found[0][..., :4], atol=1e-5, rtol=1e-4)
+        sure = found[0][..., 0] > 1e-3
+        torch.testing.assert_close(other[..., 4][sure], found[0][..., 4][sure], atol=1e-3, rtol=0)
 
 
 def test_a_measure_may_ask_for_the_token_frequencies():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from confreg.results.repeats import occurrence_means, shift, shift_p, taken_back
+from confreg.derive.repeats import occurrence_means, shift, shift_p, taken_back
 
 
 def test_shift_compares_the_same_token_of_both_occurrences():

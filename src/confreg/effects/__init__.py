@@ -23,10 +23,8 @@ from .engines import Exact, Forward, Series, fitting
 from .frequency import frequency_cosines
 from .heads import prefix_matching
 from .measures import (
-    Comparison,
     Effect,
     Measure,
-    Prediction,
     divergence,
     entropy,
     kl_frequency,
@@ -39,6 +37,7 @@ from .measures import (
     top1,
 )
 from .observed import unedited
+from .prediction import Comparison, Prediction
 from .readout import MetaWeightError, Readout, read_readout
 from .site import Site
 from .tasks import Activations, FrequencyWeights, Prefixes, Weights

@@ -2,7 +2,7 @@
 
 import torch
 
-from .measures import Comparison, Prediction
+from .prediction import Comparison, Prediction
 
 
 def compare(before, after, targets, effects, given=None):

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from confreg.derive import repeats
 from confreg.report.sections import Cell, Column, Figure, Options, Section, Table, has, section
 from confreg.report.styling import CHOSEN, CONTROL, legend, styled
 from confreg.report.wording import number, percent, signed
-from confreg.results import repeats
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -171,7 +171,12 @@ def known_labels(ds: xr.Dataset, axis: str) -> list[Measured]:
     return found
 
 
-def is_spelled_out(ds: xr.Dataset, axis: str, column: Measured) -> bool:
-    """Say whether labels along the axis are made of this one: "11.584" of layer and index."""
-    names = [str(name) for name in axes.labels(ds, axis)[:100]]
-    return all(text in name.split(".") for text, name in zip(column.texts, names, strict=False))
+def tells_apart(ds: xr.Dataset, axis: str, column: Measured) -> bool:
+    """Say whether a label tells more than the axis's own labels do.
+
+    It does not if it is the same all along, nor if those are made of it: "11.584" of layer and
+    index.
+    """
+    texts = column.texts
+    own = (name.split(".") for name in axes.texts(ds, axis)[:100])
+    return len(set(texts)) > 1 and not all(text in parts for text, parts in zip(texts, own))

@@ -183,14 +183,15 @@ def heat_map(ds: xr.Dataset, name: str, found: Grid | None = None) -> go.Figure:
             )
         )
     figure = styled(figure)
-    for update, dim, names, most in (
-        (figure.update_xaxes, at.columns, x, 14),
-        (figure.update_yaxes, at.rows, y, 26),
+    height = int(np.clip(160 + 16 * len(y), 300, 620))
+    for update, dim, names, most, width in (
+        (figure.update_xaxes, at.columns, x, 14, 80),
+        (figure.update_yaxes, at.rows, y, 26, height // 10),
     ):
         ticks = {"type": "category", "showgrid": False, **_ticks(names, most)}
-        update(title=axis_title(ds, dim), **ticks)
+        update(title=axis_title(ds, dim, width), **ticks)
     figure.update_yaxes(autorange="reversed")
-    return figure.update_layout(height=int(np.clip(160 + 16 * len(y), 300, 620)))
+    return figure.update_layout(height=height)
 
 
 def _colours(cells: np.ndarray) -> dict[str, object]:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from confreg.derive.repeats import Shift, shift_p
+from confreg.derive.repeats import shift as shift_of
 from confreg.report.figures import effect_words
 from confreg.report.sections import has
 from confreg.report.styling import CONTROL, FIRST, OTHERWISE, SECOND, SLATE, faint, legend, styled
 from confreg.report.wording import in_units, label
-from confreg.results.repeats import Shift, shift_p
-from confreg.results.repeats import shift as shift_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -81,7 +81,7 @@ def shifts(ds: xr.Dataset) -> Shift:
 
     Returns
     -------
-    confreg.results.repeats.Shift
+    confreg.derive.repeats.Shift
         As the dataset holds it in ``shift``, ``shift_sd`` and ``shift_sigma``; worked out from
         ``activation`` where it does not: (n,) each.
     """

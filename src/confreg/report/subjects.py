@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from confreg.report import contexts, wording
-from confreg.report.columns import Measured, is_spelled_out, known_labels, measured
+from confreg.report.columns import Measured, known_labels, measured, tells_apart
 from confreg.report.placing import shown_as
 from confreg.report.sections import (
     TABLE_ROWS,
@@ -53,7 +53,7 @@ def _section(
     columns = measured(ds, dim)
     if not columns and not is_main:
         return None
-    labels = [c for c in known_labels(ds, dim) if not is_spelled_out(ds, dim, c)]
+    labels = [c for c in known_labels(ds, dim) if tells_apart(ds, dim, c)]
     numbers = [c for c in columns if c.is_number and np.isfinite(c.values).any()]
     key = "table" if is_main else f"along-{dim}"
     many = plural(ds, dim)
@@ -71,7 +71,9 @@ def _section(
     if len(rows) == ds.sizes[dim]:
         said = f"All {ds.sizes[dim]:,} {many}"
     if by is not None and not axes.is_scale(ds, dim):
-        said += f": the first by {by.label}" if len(rows) < ds.sizes[dim] else f", by {by.label}"
+        said += (
+            f": the first by {by.label}" if len(rows) < ds.sizes[dim] else f", ranked by {by.label}"
+        )
         te = any(column.key == "te" for column in numbers) and by.key != "te"
         said += " and by TE" if te and len(rows) < ds.sizes[dim] else ""
     shows = frozenset(own)
@@ -178,7 +180,7 @@ def lines(ds: xr.Dataset, dim: str, columns: list[Measured]) -> go.Figure:
     for column_ in range(across):
         last = (len(drawn) - column_ - 1) // across + 1
         figure.update_xaxes(
-            title=axis_title(ds, dim), showticklabels=True, row=last, col=column_ + 1
+            title=axis_title(ds, dim, 44), showticklabels=True, row=last, col=column_ + 1
         )
     figure = styled(figure).update_layout(height=90 + 240 * down)
     return figure.update_annotations(font={"size": 13})
@@ -191,6 +193,8 @@ def _explored(
     import plotly.graph_objects as go
 
     columns = [*columns, *known_labels(ds, dim)]
+    if axes.is_scale(ds, dim):
+        columns.insert(0, Measured(dim, axis_title(ds, dim), "", axes.labels(ds, dim)))
     count = ds.sizes[dim]
     numbers = [c for c in columns if c.is_number and np.isfinite(c.values).any()]
     if len(numbers) < 2 or count < EXPLORED_FROM:

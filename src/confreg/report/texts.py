@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 PASSAGES, PASSAGE = 4, 160  # passages of the text that are shown, and tokens of each
+FACTS = 10  # numbers beside a name
 NO_DETAILS = (
     "Tokens in context: the store keeps reductions per neuron only (made with --reduce token)."
 )
@@ -76,7 +77,7 @@ def _facts(ds: xr.Dataset, row: Any) -> list[tuple[str, str]]:
         value = float(row[key])
         if np.isfinite(value) and tables.split_column(key)[1] is None:
             found.append((label(ds, key), percent(value) if key == "mediated" else number(value)))
-    return found
+    return found[:FACTS]
 
 
 def passages(ds: xr.Dataset, options: Options, shown: frozenset[str]) -> list[Section]:

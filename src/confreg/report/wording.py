@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -138,12 +139,17 @@ def over(ds: xr.Dataset, dims: Iterable[str]) -> str:
     return " and ".join(("kept " if dim == kept else "") + plural(ds, dim) for dim in dims)
 
 
-def axis_title(ds: xr.Dataset, dim: str) -> str:
-    """Write what an axis of a plot is: its name, its units, and what its labels are."""
+def axis_title(ds: xr.Dataset, dim: str, width: int = 80) -> str:
+    """Write what an axis of a plot is: its name, its units, and what its labels are.
+
+    ``width`` is how many letters have room side by side.
+    """
     attrs = ds[dim].attrs if dim in ds.coords else {}
     text = in_units(dim.replace("_", " "), unit(str(attrs.get("units", ""))))
     described = str(attrs.get("long_name", ""))
-    return f"{text}: {described}" if described and described != dim else text
+    if described and described.split(",")[0] != dim:
+        text += f": {described}"
+    return "<br>".join(textwrap.wrap(text, width))
 
 
 def plural(ds: xr.Dataset, dim: str) -> str:

@@ -4,7 +4,7 @@ import torch
 
 from ..compare import by_pathway, changes
 from ..frequency import put_back
-from ..measures import Prediction
+from ..prediction import Prediction
 from ..readout import take
 
 

@@ -4,7 +4,7 @@ import torch
 
 from ..compare import by_pathway, changes, measured
 from ..frequency import put_back
-from ..measures import Prediction
+from ..prediction import Prediction
 from .algebra import edited, frequency_kept
 from .parallel import hand_on
 from .sums import ExactSums
@@ -62,17 +62,7 @@ def exact_token(unablated, directions, token, coefficients, effects, rows, dtype
     out = torch.empty(len(rows), len(effects), dtype=dtype, device=directions.u.device)
     found, known = {}, None
     if unablated.tilts(effects):
-        sums = ExactSums(unablated, token, dtype)
-        moved = {
-            pathway: frequency_back(unablated, directions, token, coefficients, rows, dtype)
-            if pathway == "frequency_direct"
-            else coefficients[pathway]
-            for pathway in columns
-        }
-        low, high = directions.low[rows], directions.high[rows]
-        moved = {k: v for k, v in moved.items() if (sums.reach(low, high, v) < SAFE).all()}
-        if moved:
-            found = dict(zip(moved, sums.changes(directions, rows, list(moved.values()))))
+        found = through_sums(unablated, directions, token, coefficients, columns, rows, dtype)
     for pathway, places in columns.items():
         own = [effects[column] for column in places]
         if pathway in found:
@@ -86,6 +76,25 @@ def exact_token(unablated, directions, token, coefficients, effects, rows, dtype
         for column, value in zip(places, values):
             out[:, column] = value.to(dtype)
     return out
+
+
+def through_sums(unablated, directions, token, coefficients, pathways, rows, dtype):
+    """Changes from the exact sums: dict by pathway, see `ExactSums.changes`.
+
+    Pathways by which an edit changes logits so much that the sums lose digits are left out.
+    """
+    sums = ExactSums(unablated, token, dtype)
+    moved = {
+        pathway: frequency_back(unablated, directions, token, coefficients, rows, dtype)
+        if pathway == "frequency_direct"
+        else coefficients[pathway]
+        for pathway in pathways
+    }
+    low, high = directions.low[rows], directions.high[rows]
+    moved = {k: v for k, v in moved.items() if (sums.reach(low, high, v) < SAFE).all()}
+    if not moved:
+        return {}
+    return dict(zip(moved, sums.changes(directions, rows, list(moved.values()))))
 
 
 def frequency_back(unablated, directions, token, coefficients, rows, dtype):

@@ -12,7 +12,7 @@ import torch
 
 from ..compare import by_pathway, changes, measured
 from ..frequency import put_back
-from ..measures import Prediction
+from ..prediction import Prediction
 from ..readout import take
 from .closed import draw
 from .tuning import CACHED

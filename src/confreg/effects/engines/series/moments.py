@@ -73,7 +73,8 @@ class TokenMoments:
         """The second moments, and how the variables meet the token frequencies."""
         zero = torch.zeros_like(self.entropy[:, 0])
         unigrams, direction = self.unablated.p_frequency, self.unablated.frequency
-        self.q_y, self.at_frequency, self.along = (dict.fromkeys(self.mean, zero) for _ in "123")
+        self.q_y = dict.fromkeys(self.mean, zero)
+        self.at_frequency, self.along = dict(self.q_y), dict(self.q_y)
         pairs = [(one, other) for one in self.mean for other in self.mean]
         self.qq, self.qq_y = dict.fromkeys(pairs, zero), dict.fromkeys(pairs, zero)
         for some in self.blocks:

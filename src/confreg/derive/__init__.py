@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from confreg.axes import Axis, Later, Variable
+from confreg.derive import repeats
 from confreg.sweep.step import Derivation
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from confreg.effects import Effect
     from confreg.subjects.neurons import NeuronAxis
+    from confreg.subjects.sets import SetAxis
     from confreg.tokens.axis import Text
 
 
@@ -175,6 +177,69 @@ def above_mean(neurons: NeuronAxis, tokens: Text, over: str) -> Derivation:
                 "see effect_units",
             ),
         ),
+    )
+
+
+def repeat_shift(sets: SetAxis, tokens: Text) -> list[Derivation]:
+    """What a repeat does to activations, token by token, and whether random neurons move as much.
+
+    Gives ``shift``, ``shift_sd``, ``shift_sigma`` and ``shift_p (neuron)``, see
+    `confreg.derive.repeats`; those in no chosen set are the controls.
+    """
+    neurons, marks = sets.neurons, tokens.table.marks
+    chosen = sets.labels["member"].values[sets.labels["set_kind"].values == "chosen"].any(axis=0)
+
+    def repeat_shift(ds: xr.Dataset) -> dict[str, Any]:
+        found = repeats.shift(
+            ds["activation"].values, tokens.table.sequence, marks["aligned"], marks["occurrence"],
+            marks["compared"],
+        )  # fmt: skip
+        return {"shift": found.mean, "shift_sd": found.sd, "shift_sigma": found.sigma}
+
+    def shift_p(ds: xr.Dataset) -> dict[str, Any]:
+        return {"shift_p": repeats.shift_p(ds["shift_sigma"].values, chosen)}
+
+    one = (neurons.name,)
+    between = "activation at the second occurrence less that at the first"
+    return [
+        Derivation(
+            repeat_shift,
+            by=neurons.name,
+            reads=("activation",),
+            gives=(
+                Variable("shift", one, f"mean over tokens of the {between}"),
+                Variable("shift_sd", one, f"standard deviation over tokens of the {between}"),
+                Variable("shift_sigma", one, "shift over the activation's standard deviation"),
+            ),
+        ),
+        Derivation(
+            shift_p,
+            reads=("shift_sigma",),
+            gives=(
+                Variable("shift_p", one, "share of random neurons that shift at least as much"),
+            ),
+        ),
+    ]
+
+
+def taken_back(sets: Axis | Later, neurons: NeuronAxis, tokens: Text) -> Derivation:
+    """How much of a repeat's shift of an activation an edit undoes: ``taken_back``.
+
+    −change / (second − first), of means over compared tokens. Needs activations and their changes.
+    """
+    marks = tokens.table.marks
+
+    def taken_back(ds: xr.Dataset) -> dict[str, Any]:
+        first, second = repeats.occurrence_means(
+            ds["activation"].values, marks["occurrence"], marks["compared"]
+        )
+        change = ds["activation_change_mean"].values
+        return {"taken_back": repeats.taken_back(change, first, second)}
+
+    text = "share of the repeat's shift of the activation that the edit undoes"
+    gives = (Variable("taken_back", (sets.name, neurons.name), text),)
+    return Derivation(
+        taken_back, gives, by=neurons.name, reads=("activation", "activation_change_mean")
     )
 
 
