@@ -93,3 +93,18 @@ def test_pages_of_less(ds, tmp_path):
     alone = ds.isel(set=ds["set_kind"].values == "chosen")
     for number_, less in enumerate((bare, remote, alone)):
         assert report.write(less, tmp_path / f"{number_}.html").is_file()
+
+
+def test_no_variable_is_nowhere(ds):
+    found = parts(ds)
+    shown = set().union(*(section.shows for section in found.values()))
+    assert set(map(str, ds.data_vars)) <= shown
+    assert "rest" not in found
+
+
+def test_what_is_taken_back_is_read_where_the_dataset_has_it(ds):
+    sets, neurons = ds.sizes["set"], ds.sizes["neuron"]
+    said = ds.assign(taken_back=(("set", "neuron"), np.full((sets, neurons), 0.25)))
+    table = parts(said)["watched"].data
+    at = [column.title for column in table.columns].index("taken back")
+    assert {cells[at].value for _, _, cells in table.rows} == {0.25}

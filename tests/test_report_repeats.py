@@ -5,7 +5,7 @@ import pytest
 
 import confreg
 from confreg import report
-from confreg.report import profiles
+from confreg.report import composing, profiles, sections
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +100,17 @@ def test_kinds_of_continuation_are_drawn_apart(ds):
     np.testing.assert_array_equal(alike | otherwise, ds["keep"])
     assert not (alike & otherwise).any()
     assert len(profiles.along(mixed, "entropy_total").layout.annotations) == 4
+
+
+def test_no_variable_is_nowhere(ds):
+    made, _ = composing.compose(ds, sections.Options())
+    assert set(map(str, ds.data_vars)) <= set().union(*(section.shows for section in made))
+    assert "rest" not in [section.key for section in made]
+
+
+def test_p_of_a_shift_counts_random_neurons(ds):
+    sigma, chosen = np.abs(profiles.shifts(ds).sigma), profiles.chosen_neurons(ds)
+    p = profiles.shift_ps(ds)
+    for row in np.flatnonzero(chosen):
+        expected = (1 + (sigma[~chosen] >= sigma[row]).sum()) / (1 + (~chosen).sum())
+        assert p[row] == pytest.approx(expected)

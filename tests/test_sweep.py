@@ -438,7 +438,9 @@ def test_the_first_step_s_parts_are_added_in_the_units_order(tmp_path):
     assert first["total"].values.tobytes() == second["total"].values.tobytes()
 
 
-WORDS = re.compile(r"(?<![a-z])(neurons?|heads?|loss(es)?|entropy|repeat(s|ed|ing)?)(?![a-z])", re.I)
+WORDS = re.compile(
+    r"(?<![a-z])(neurons?|heads?|loss(es)?|entropy|repeat(s|ed|ing)?)(?![a-z])", re.I
+)
 # As a noun with an article, an adjective or an `of`; "set" by itself is a verb, or Python's type.
 SETS = re.compile(r"\b(a|the|each|every|random|chosen|of|ablated) sets?\b|\bsets\b", re.I)
 

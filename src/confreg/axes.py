@@ -34,12 +34,16 @@ class Label:
         Empty for labels that are no quantity.
     dims : tuple of str
         By default the axis that the label belongs to.
+    kind : str
+        Of an index: what its axis is to a page, ``"subject"``, ``"text"``, ``"quantity"`` or
+        ``"other"``. By default that is told from the labels.
     """
 
     values: np.ndarray
     long_name: str
     units: str = ""
     dims: tuple[str, ...] = ()
+    kind: str = ""
 
     def __post_init__(self) -> None:
         """Text as plain objects, numbers as they are."""
@@ -50,7 +54,8 @@ class Label:
     def attributes(self) -> dict[str, str]:
         """What the coordinate carries in a dataset."""
         unit = {"units": self.units} if self.units else {}
-        return {"long_name": self.long_name, **unit}
+        kind = {"axis_kind": self.kind} if self.kind else {}
+        return {"long_name": self.long_name, **unit, **kind}
 
 
 def _is_text(values: np.ndarray) -> bool:

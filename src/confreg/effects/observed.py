@@ -58,7 +58,12 @@ class Observed:
 
     def rows(self):
         """What the trace passed to `Site.measure`, unedited, at the tokens: (T, width) float32."""
-        return take(self.seen, self.positions).float().to(self.raw.device)
+        count = len(self.positions)
+        if torch.equal(self.positions, torch.arange(count, device=self.positions.device)):
+            rows = self.seen.reshape(-1, self.seen.shape[-1])[:count]  # all of them: no copy
+        else:
+            rows = take(self.seen, self.positions)
+        return rows.float().to(self.raw.device)
 
     def written(self, edits, seen):
         """What some edits add to the residual stream: δ (n, k, T) and w (n, k, d).

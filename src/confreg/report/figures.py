@@ -473,7 +473,7 @@ def _colour(ds: xr.Dataset, frame: pd.DataFrame) -> dict[str, Any]:
 
 def _top(frame: pd.DataFrame) -> float:
     """Return the largest mediated share, rounded up to a tenth, at least 0.2."""
-    share = float(np.nanmax(frame["mediated"], initial=0.2))
+    share = float(np.nan_to_num(frame["mediated"].to_numpy()).max(initial=0.2))
     return min(1.0, np.ceil(10 * share) / 10)
 
 

@@ -12,7 +12,7 @@ from confreg.results import axes
 if TYPE_CHECKING:
     import xarray as xr
 
-SPAN = 32_000_000  # numbers that are in memory at once
+SPAN = 8_000_000  # numbers that are in memory at once
 
 
 def spans(array: xr.DataArray, dim: str) -> Iterator[tuple[int, int, xr.DataArray]]:

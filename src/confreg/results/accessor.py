@@ -174,7 +174,8 @@ class Accessor:
 
     def kept(self) -> xr.Dataset:
         """The tokens over which reductions run."""
-        return self._ds.isel(token=self._coordinate("keep").values)
+        keep = self._coordinate("keep")
+        return self._ds.isel({keep.dims[0]: keep.values})
 
     def _coordinate(self, name: str) -> xr.DataArray:
         if name not in self._ds.coords:

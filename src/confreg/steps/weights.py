@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import nnsight
 import numpy as np
 
-from confreg.axes import Axis, Spans, Variable
+from confreg.axes import Axis, Label, Spans, Variable
 from confreg.sweep.step import Derivation, Item, Step
 
 if TYPE_CHECKING:
@@ -47,10 +47,12 @@ def weight_statistics(
     from confreg.effects import Weights
 
     model, memory = study.model.about, study.budget.memory
-    component = Axis.of(
-        "component", np.arange(model.d_model, dtype=np.int32),
+    vectors = Label(
+        np.arange(model.d_model, dtype=np.int32),
         "left singular vector of W_U, largest first",
-    )  # fmt: skip
+        kind="other",
+    )
+    component = Axis("component", {"component": vectors})
 
     def unit(spans: Spans, stored: Mapping[str, np.ndarray]) -> Weights:
         start, stop = spans.bounds[neurons.name]
