@@ -15,7 +15,6 @@ import zstandard
 from safetensors.torch import save_file
 
 import confreg
-from confreg import effects as fx
 from confreg import models
 from confreg.axes import Variable
 from confreg.effects.frequency import log_frequencies
@@ -191,8 +190,8 @@ def test_so_is_a_request_of_a_users_own_recipe(structure, tmp_path, name, exampl
     assert max(sent.values()) <= LIMIT + token_bytes(plan), sent
 
 
-# A class or a function that only one of the engines has.
-OWN = {"series": b"class JointMoments", "exact": b"def exact_token", "forward": b"def copied"}
+# The name of a class or a function that only one of the engines has.
+OWN = {"series": b"JointMoments", "exact": b"def exact_token", "forward": b"def copied"}
 
 
 PROBABILITY = str(EXAMPLES / "probability.py")
@@ -218,7 +217,7 @@ def test_a_request_carries_the_source_of_its_own_engine_only(structure, tmp_path
 
 def test_counts_survive_the_way():
     values = np.array([0, 3, 254, 255, 256, 70_000, 2**40, 9, 9])
-    planes = torch.from_numpy(Counts(values, "here").packed(real=7))
+    planes = torch.from_numpy(Counts(values, "here").packed(np.arange(9) < 7))
     assert planes.dtype == torch.uint8
     smoothed = (values + 1)[:7]
     expected = np.log(smoothed / smoothed.sum())

@@ -159,8 +159,8 @@ class Ndif:
 
     def _name(self, layout: Layout) -> str:
         """Names a step's units: the same work on the same server has the same name."""
-        cuts = [layout.name, {name: list(spans) for name, spans in layout.cuts.items()}]
-        return f"{self._run}:{_digest(cuts)}"
+        cuts = {name: list(spans) for name, spans in layout.cuts.items()}
+        return f"{self._run}:{layout.name}:{_digest(cuts)}"
 
     def _check_dtype(self, networks: tuple[Network, ...], clients: list[Client]) -> None:
         """Once, when the model surely runs: it must run in the dtype that the dataset names."""
