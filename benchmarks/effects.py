@@ -15,11 +15,13 @@ the methods, so that what else the machine does weighs on all of them.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import os
 import platform
 import statistics
+import sys
 import threading
 import time
 from pathlib import Path
@@ -34,6 +36,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    if importlib.util.find_spec("matplotlib") is None:  # asked for before minutes of measuring
+        print("benchmarks.effects: its picture needs matplotlib", file=sys.stderr)
+        return 2
     memory = int(options.memory * 1e9)
     found: dict = {"machine": machine(), "memory_budget_gb": options.memory, "problems": []}
     with torch.no_grad():
@@ -51,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         check = some[:: len(some) // 8]
         found["problems"].append(compare(large, some, check, options.repeats, memory, sizes))
     report(found)
-    options.out.parent.mkdir(exist_ok=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
     draw(found, options.out.with_suffix(".png"))
     print(f"\nwritten: {options.out} and {options.out.with_suffix('.png')}")

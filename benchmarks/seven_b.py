@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import signal
 import sys
 import tempfile
@@ -101,44 +102,46 @@ def _folder(options: argparse.Namespace):
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """In the limited process: load, one bare pass, then the run, each timed."""
     import torch
-    from confreg.execution import run as running
 
     import confreg
-    from confreg import api, models
+    from confreg import api, places
     from confreg.places import profiles
+    from confreg.sweep.run import Run
 
     folder = str(options.folder / "checkpoint")
     profile = profiles.load("offload", {"max_memory.cpu": options.weights, "dtype": options.dtype})
-    plan = api.make_plan(
+    out = options.folder / "seven_b.zarr"
+    plan = confreg.plan(
         "entropy_neurons",
         model=folder,
         profile=profile,
         max_tokens=options.tokens,
         memory=options.memory,
-        out=options.folder / "seven_b.zarr",
     )
-    layout = profile.placement().plan(plan.model)
+    about, tokens = plan.place.model.about, plan.axes["token"]
+    layout = profile.placement().plan(about)
     clock = Clock()
     with clock.step("load"):
-        model = models.load(folder, profile.placement())
-    inputs = torch.from_numpy(_stack(plan.table.sequences))
+        model = plan.place.load(plan.place.model)
+    inputs = torch.from_numpy(_stack(tokens.table.sequences))
     with clock.step("pass"):
         head = model.unembedding
         with torch.no_grad(), model.trace(inputs):
             checked = head.output.isfinite().all().save()
     assert bool(checked)
-    store = running.open_store(plan, plan.request.out, True, "python -m benchmarks.seven_b")
-    running.execute(plan, store, model, clock)
-    ds = confreg.open(plan.request.out)
+    store = api.open_store(plan, out, overwrite=True)
+    with places.entered(plan.place, out, plan.configuration, clock):
+        Run(plan, store, clock).execute()
+    ds = confreg.open(out)
     found = {
-        "parameters": plan.model.parameters,
-        "neurons": len(plan.neurons),
-        "tokens": len(plan.table),
+        "parameters": about.parameters,
+        "neurons": len(plan.axes["neuron"]),
+        "tokens": len(tokens),
         "planned_read": layout.read_per_pass,
         "complete": bool(ds.attrs["complete"]),
         "finite": bool(ds["te"].notnull().all()),
         "error_max": float(ds.attrs.get("error_max", float("nan"))),
-        "units": len(plan.neuron_units) * len(plan.token_units),
+        "units": math.prod(plan.layout("effects").counts),
         "seconds": clock.seconds,
         "read": clock.read,
     }

@@ -541,10 +541,10 @@ def test_a_package_that_is_shipped_ships_what_lies_below_it(connect):
     import cloudpickle.cloudpickle as by_value
     from confreg.recipes import entropy_neurons
 
-    from confreg.effects import batch
+    from confreg.effects.engines.series import moments
 
     connect()
     assert {"confreg.effects", "confreg.recipes", "confreg.steps"} <= set(SHIPPED)
-    assert by_value._is_registered_pickle_by_value(batch)
+    assert by_value._is_registered_pickle_by_value(moments)
     assert by_value._is_registered_pickle_by_value(entropy_neurons)
     assert not by_value._is_registered_pickle_by_value(models)

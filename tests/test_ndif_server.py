@@ -23,19 +23,24 @@ import pytest
 import xarray as xr
 import zoo
 import zstandard
-from confreg.execution import plan
-from confreg.results.store import Store
 from conftest import EVERYTHING, need
 from hub import Hub
+from resuming import digest
+from safetensors.numpy import save_file
 
 import confreg
+from confreg.axes import Spans
 from confreg.errors import ConfregError
 from confreg.models import embedded
 from confreg.places import doctor, profiles
-from confreg.places.ndif import client, http, server
+from confreg.places.ndif import client, http, place, server
 from confreg.places.ndif.faults import Transient
 from confreg.places.ndif.identity import model_key
 from confreg.places.ndif.journal import journal_path
+from confreg.steps import ablation
+from confreg.sweep.layout import Layout
+from confreg.sweep.place import Block
+from confreg.sweep.store import Store
 
 pytestmark = [pytest.mark.remote, pytest.mark.slow]
 
@@ -52,26 +57,36 @@ RECIPE = '''
 """Entropy neurons, in no hurry."""
 
 import kitchen
+import nnsight
 
-from confreg import Effect, effects, recipe
+from confreg import derive, recipe, steps
+from confreg import effects as fx
 
-EFFECTS = [Effect("loss_total", "loss"), Effect("loss_direct", "loss, norm frozen")]
+EFFECTS = (fx.loss.total, fx.loss.direct)
 
 
-@recipe(effects=EFFECTS, statistics=False)
-def slowly(model, batch, *, layer: int = -1, ablation: float | str = "mean", seconds: float = 1.0):
-    down_proj, final_norm = model.down_proj(batch.layer), model.final_norm
-    unembedding, post_norm = model.unembedding, model.post_norm(batch.layer)
-    readout_spec, write_spec = model.readout, model.write_spec
+@recipe(effects=EFFECTS)
+def slowly(study, *, layer: int = -1, ablation: float | str = "mean", seconds: float = 1.0):
+    tokens, neurons = study.tokens(), study.neurons(layer)
+    value = steps.ablation_value(study, neurons, tokens, ablation)
 
-    with model.trace(batch.inputs):
+    def unhurried(model, unit):
+        return ablate(model, unit, seconds)
+
+    return [
+        steps.ablation(study, unhurried, neurons, tokens, effects=EFFECTS, to=value),
+        derive.mediation(neurons, tokens, EFFECTS, fx.loss.total, fx.loss.direct),
+    ]
+
+
+def ablate(model, unit, seconds):
+    site = model.site(unit.layer)
+
+    with model.trace(unit.inputs):
         kitchen.rest(seconds)
-        activation = down_proj.input
-        residual = final_norm.input
-        logits = unembedding.output
-        readout = effects.read_readout(final_norm, unembedding, residual, **readout_spec)
-        write = effects.Write(down_proj, post_norm=post_norm, post_input=residual, **write_spec)
-        block = effects.measure(batch, readout, write, activation, residual, logits).save()
+        activation = site.neurons.input
+        block = site.measure(unit, activation)
+        nnsight.save(block)
 
     return block
 '''
@@ -301,7 +316,7 @@ def test_small_wires(lab, tmp_path, recipe, options):
     options |= {"text": text, "max_tokens": None}
     ds = lab.run("lab/tiny-llama", out, recipe, **options)
     assert ds["job_bytes_up"].max() < 100_000 + 8 * ds.sizes["token"]
-    units = [r for r in records(out) if r["event"] == "collected" and "." in r["key"]]
+    units = [r for r in records(out) if r["event"] == "collected" and "_effects:" in r["key"]]
     assert len(units) == 1
     held = [ds[name].values.tobytes() for name in ("effects", "activation") if name in ds]
     compressed = sum(len(zstandard.compress(each)) for each in held)
@@ -365,20 +380,215 @@ def test_a_model_that_is_not_there(lab, tmp_path, monkeypatch):
 def test_a_run_stopped_between_units_of_neurons(lab, local, tmp_path, monkeypatch):
     # One unit of tokens: ablation values are found in the pass that measures the effects, and
     # those of the units before a stop are asked for again.
-    monkeypatch.setattr(plan, "UPLOAD", 100)
-    monkeypatch.setattr(plan, "UPLOAD_LEAST", 100)
+    monkeypatch.setattr(place, "UPLOAD", 100)
+    monkeypatch.setattr(ablation, "UPLOAD_LEAST", 100)
     out, write = tmp_path / "run.zarr", Store.write_unit
 
-    def once(store: Store, i: int, j: int, block: dict) -> None:
-        if i:
+    def once(store: Store, layout: Layout, spans: Spans, block: Block) -> None:
+        if layout.step.title == "effects" and spans.at[0]:
             raise KeyboardInterrupt
-        write(store, i, j, block)
+        write(store, layout, spans, block)
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "write_unit", once)
         with pytest.raises(KeyboardInterrupt):
             lab.run("lab/tiny-llama", out, overrides={"jobs_in_flight": 1})
     assert_equal(lab.run("lab/tiny-llama", out), local("lab/tiny-llama"))
+
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(scope="session")
+def autoencoder(tmp_path_factory) -> str:
+    """A file of a sparse autoencoder for a residual stream of 32."""
+    draw, path = np.random.default_rng(0), tmp_path_factory.mktemp("sae") / "sae.safetensors"
+    shapes = {"W_enc": (32, 12), "b_enc": (12,), "W_dec": (12, 32), "b_dec": (32,)}
+    tables = {name: draw.normal(size=shape) for name, shape in shapes.items()}
+    save_file({name: table.astype(np.float32) for name, table in tables.items()}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("sandbox", [False, True], ids=["trusted", "sandboxed"])
+@pytest.mark.parametrize(
+    ("example", "options"),
+    [
+        ("probability", {"neurons": "2:0-9"}),
+        ("probability", {"neurons": "1:0-3"}),
+        ("steering", {"direction": "1.3", "layer": 1}),
+        ("latents", {}),
+        ("latents", {"engine": "forward", "value": 0.5}),
+        ("correlated_neurons", {"other": "lab/tiny-gpt2"}),
+    ],
+)
+def test_the_examples(lab, local, tmp_path, autoencoder, example, options, sandbox):
+    options = {"recipe": str(EXAMPLES / f"{example}.py"), **options}
+    if example == "latents":
+        options |= {"file": autoencoder}
+    ds = lab.run("lab/tiny-llama", tmp_path / "run.zarr", overrides={"sandbox": sandbox}, **options)
+    assert_equal(ds, local("lab/tiny-llama", **options))
+    found = ds["correlation" if example == "correlated_neurons" else "effects"]
+    assert np.abs(found).max() > 1e-3
+
+
+@pytest.mark.parametrize("sandbox", [False, True], ids=["trusted", "sandboxed"])
+@pytest.mark.parametrize(
+    ("example", "options"),
+    [
+        ("probability", {"neurons": STRONG}),
+        ("steering", {"direction": "29.1514", "layer": 28}),
+    ],
+)
+def test_the_examples_on_a_real_model(lab, local, tmp_path, example, options, sandbox):
+    options = {"recipe": str(EXAMPLES / f"{example}.py"), **SMOLLM2, **options}
+    overrides = {"sandbox": sandbox}
+    ds = lab.run("lab/smollm2-135m", tmp_path / "run.zarr", overrides=overrides, **options)
+    assert_equal(ds, local("lab/smollm2-135m", **options))
+
+
+@pytest.mark.parametrize("sandbox", [False, True], ids=["trusted", "sandboxed"])
+@pytest.mark.parametrize("model", ["lab/tiny-gpt2", "lab/smollm2-135m"])
+def test_weights_are_read_before_the_first_layer(lab, local, tmp_path, model, sandbox):
+    last = "29" if "smollm2" in model else "2"
+    options = {"neurons": f"{last}:0-7", "recipe": "token_frequency_neurons", "all_layers": True}
+    options |= SMOLLM2 if "smollm2" in model else {}
+    ds = lab.run(model, tmp_path / "run.zarr", overrides={"sandbox": sandbox}, **options)
+    here = local(model, **options)
+    for name in (
+        "w_out_norm", "logit_var", "null_fraction", "singular_value", "frequency_cosine",
+        "frequency_cosine_all",
+    ):  # fmt: skip
+        np.testing.assert_allclose(ds[name], here[name], atol=1e-5, rtol=1e-5, err_msg=name)
+    assert int(ds["null_dims"]) == int(here["null_dims"])
+    assert np.isfinite(ds["frequency_cosine_all"]).all()
+
+
+def test_an_example_killed_in_each_of_its_steps_ends_with_the_same_bytes(lab, tmp_path):
+    example, out = str(EXAMPLES / "steering.py"), tmp_path / "run.zarr"
+    options = "-p", "direction=1.3", "-p", "layer=1"
+    for step in ("_output_weight:", "_effects:"):
+        process = start(lab, example, out, *options)
+        try:
+            wait_for(
+                lambda step=step: any(
+                    step in r["key"] and r["event"] == "submitted" for r in records(out)
+                )
+            )
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    resumed = start(lab, example, out, *options)
+    assert resumed.communicate(timeout=PATIENCE)[1] == ""
+    # Two jobs for two steps, or a unit each: none was paid for twice.
+    keys = [r["key"] for r in records(out) if r["event"] == "submitted"]
+    assert len(keys) == len(set(keys))
+
+    def content() -> dict[str, str]:
+        assert confreg.open(out).attrs["complete"]
+        return {k: v for k, v in digest(out).items() if not k.startswith("job_")}
+
+    disturbed = content()
+    shutil.rmtree(out)
+    journal_path(out).unlink()
+    whole = start(lab, example, out, *options)
+    assert whole.communicate(timeout=PATIENCE)[1] == ""
+    assert content() == disturbed
+
+
+# What a user's own recipe can get wrong on a server, by its place in the recipe.
+BROKEN = '''
+"""A recipe that fails where it is told to."""
+
+import nnsight
+import torch
+
+from confreg import Axis, recipe, steps
+from confreg import effects as fx
+
+
+def of(logits, targets):
+    return missing(targets)  # in the measure
+
+
+BAD = fx.Measure("bad", "1", "a measure that fails", of=of)
+
+
+class Edits:
+    def __init__(self, numbers, fails):
+        self.numbers, self.fails = numbers, fails
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def apply(self, tensor, copies):
+        if self.fails:
+            raise KeyError("no such thing")  # in the edit
+        return tensor
+
+
+@recipe(effects=(fx.loss.total,), on_request=(BAD.total,))
+def broken(study, *, where: str = "edit"):
+    def entries(start, stop):
+        return Edits([0] * (stop - start), where == "edit")
+
+    axis = Axis.of("number", [0, 1], "number", entries=entries)
+    trace = in_trace if where == "trace" else fine
+    effects = (BAD.total,) if where == "measure" else (fx.loss.total,)
+    return steps.ablation(study, trace, axis, study.tokens(), effects=effects)
+
+
+def fine(model, unit):
+    site = model.site(unit.layer)
+
+    with model.trace(unit.inputs):
+        residual = site.residual.input
+        site.residual.input = unit.edits.apply(residual, unit.copies)
+        block = site.measure(unit, residual)
+        nnsight.save(block)
+
+    return block
+
+
+def in_trace(model, unit):
+    site = model.site(unit.layer)
+
+    with model.trace(unit.inputs):
+        residual = site.residual.input
+        residual @ torch.zeros(3, 4)  # in the trace
+        block = site.measure(unit, residual)
+        nnsight.save(block)
+
+    return block
+'''
+
+
+@pytest.mark.parametrize("sandbox", [False, True], ids=["trusted", "sandboxed"])
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("measure", "NameError: name 'missing' is not defined"),
+        ("edit", "KeyError: 'no such thing'"),
+        ("trace", "RuntimeError: "),
+    ],
+)
+def test_an_error_of_a_users_own_is_a_sentence_with_its_line(lab, tmp_path, where, said, sandbox):
+    file = tmp_path / "broken.py"
+    file.write_text(BROKEN)
+    (line,) = [
+        n for n, text in enumerate(BROKEN.splitlines(), 1) if text.endswith(f"# in the {where}")
+    ]
+    options = "-p", f"where={where}", "-P", f"sandbox={str(sandbox).lower()}"
+    process = start(lab, str(file), tmp_path / "run.zarr", *options)
+    told = process.communicate(timeout=PATIENCE)[1].strip()
+    assert process.returncode == 2
+    assert len(told.splitlines()) == 1, told
+    assert told.startswith(f"confreg: {file}, line {line}: {said}"), told
+    process = start(lab, str(file), tmp_path / "run.zarr", *options, "--debug")
+    told = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 1
+    assert "Traceback" in told
+    assert said in told
 
 
 def test_a_recipe_of_ones_own_with_a_helper_module(lab, local, tmp_path, recipe):
@@ -423,7 +633,7 @@ def records(out: Path) -> list[dict]:
 def effect_jobs(out: Path) -> list[str]:
     """Jobs of units of effects that the journal knows."""
     submitted = [r for r in records(out) if r["event"] == "submitted"]
-    return [r["job"] for r in submitted if ":values" not in r["key"]]
+    return [r["job"] for r in submitted if "_ablation_values:" not in r["key"]]
 
 
 def test_a_killed_client_collects_what_it_paid_for(lab, tmp_path, recipe):

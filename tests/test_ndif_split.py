@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from confreg.declaration import find
-from confreg.execution import batches, remote
-from confreg.execution.plan import Request, make_plan
 
-from confreg import models, tokens
+import confreg
+from confreg import models
+from confreg.axes import Spans
+from confreg.effects import Unit
+from confreg.sweep.layout import Layout
+from confreg.sweep.place import Block
 
 
 @pytest.fixture(scope="module")
@@ -17,15 +19,29 @@ def model(checkpoint):
     return models.load(str(checkpoint("llama")))
 
 
-def unit(model, words, engine, values, layer=2):
-    table = tokens.cut(tokens.read(words), model.tokenizer, 16, max_tokens=70)
-    request = Request(
-        recipe=find("entropy_neurons"), model=model.name, engine=engine, neurons=f"{layer}:3-9",
-        activations=True, parameters={"ablation": values or "mean"},
+class Work:
+    """The step of a recipe that measures effects: its first unit, and what a trace makes of it."""
+
+    def __init__(self, model, recipe, stored, **options):
+        self.model, self.stored = model, stored
+        self.layout: Layout = confreg.plan(recipe, model=model, **options).layout("effects")
+        self.whole = self.layout.units()[0]
+
+    def unit(self, spans: Spans) -> Unit:
+        return self.layout.step.unit(spans, self.stored)
+
+    def measure(self, spans: Spans) -> Block:
+        with torch.no_grad():
+            return self.layout.check(self.layout.step.trace(self.model, self.unit(spans)), spans)
+
+
+def work(model, words, engine, value, layer=2) -> Work:
+    stored = {"ablation_value": np.full(7, value or 0, dtype=np.float32)}
+    return Work(
+        model, "entropy_neurons", stored, text=words, engine=engine, neurons=f"{layer}:3-9",
+        activations=True, ablation="mean" if value is None else value, sequence_length=16,
+        max_tokens=70,
     )  # fmt: skip
-    plan = make_plan(request, model.description, table)
-    given = None if values is None else np.full(len(plan.neurons), values, dtype=np.float32)
-    return plan, batches.make_batch(plan, 0, 0, given)
 
 
 @pytest.mark.parametrize(
@@ -38,58 +54,52 @@ def unit(model, words, engine, values, layer=2):
     ],
 )
 def test_halves_join_to_the_whole(model, words, engine, values, layer, along):
-    plan, batch = unit(model, words, engine, values, layer)
-
-    def measure(part):
-        with torch.no_grad():
-            return plan.request.recipe.measure(model, part, **plan.parameters)
-
-    whole = measure(batch)
-    first, second = remote.halves(batch)
+    job = work(model, words, engine, values, layer)
+    whole = job.measure(job.whole)
+    first, second, axis = job.layout.halves(job.whole)
+    assert axis == along
+    full, one, two = (job.unit(spans) for spans in (job.whole, first, second))
     if along == "token":
-        assert first.inputs.shape[0] + second.inputs.shape[0] == batch.inputs.shape[0]
-        assert min(len(first.positions), len(second.positions)) > 0
+        assert one.inputs.shape[0] + two.inputs.shape[0] == full.inputs.shape[0]
+        assert min(len(one.tokens), len(two.tokens)) > 0
     else:
-        assert len(first.neurons) + len(second.neurons) == len(batch.neurons)
-    joined = remote.join(measure(first), measure(second), along)
+        assert len(one.edits) + len(two.edits) == len(full.edits)
+    joined = job.layout.join(job.measure(first), job.measure(second), axis)
     assert joined.keys() == whole.keys()
-    for name in whole.keys() - {"sampled", "error_sum", "error_max", "recomputed"}:
-        torch.testing.assert_close(
-            torch.as_tensor(joined[name]), torch.as_tensor(whole[name]),
-            atol=2e-6, rtol=1e-5, equal_nan=True,
-        )  # fmt: skip
+    for name in whole.keys() - {"sampled", "error_sum", "error_largest", "recomputed"}:
+        np.testing.assert_allclose(
+            joined[name], whole[name], atol=2e-6, rtol=1e-5, equal_nan=True, err_msg=name
+        )
     assert joined["sampled"] > 0 or engine == "forward"
 
 
 @pytest.mark.parametrize(("engine", "along"), [("exact", "token"), ("forward", "set")])
 def test_halves_of_sets_join_to_the_whole(model, words, engine, along):
-    recipe = find("induction")
-    table = tokens.repeats.of_text(tokens.read(words), model.tokenizer, 6, count=3)
-    request = Request(
-        recipe=recipe, model=model.name, engine=engine, neurons="2.3,2.9",
-        parameters={"random_sets": 2},
-    )  # fmt: skip
-    plan = make_plan(request, model.description, table)
     rng = np.random.default_rng(0)
-    values = rng.normal(size=(2, len(plan.neurons))).astype(np.float32)
-    values[1] = np.sign(values[1])
-    batch = batches.make_batch(plan, 0, 0, values)
-    first, second = remote.halves(batch)
-    assert any(side.any() for side in batch.set_sides)
-    assert not batch.wanted.all()
-    with torch.no_grad():
-        whole, *parts = (
-            recipe.measure(model, part, **plan.parameters) for part in (batch, first, second)
-        )
-    joined = remote.join(*parts, along)
+    names = ("ablation_value", "mean_first", "mean_second")
+    stored = {name: rng.normal(size=32).astype(np.float32) for name in names}
+    job = Work(
+        model, "induction", stored, text=words, engine=engine, neurons="2.3,2.9",
+        random_sets=2, length=6, count=3, sequence_length=16,
+    )  # fmt: skip
+    first, second, axis = job.layout.halves(job.whole)
+    assert axis == along
+    unit = job.unit(job.whole)
+    assert any(side.any() for side in unit.edits.sides)
+    assert not unit.tokens.wanted.all()
+    whole, *parts = (job.measure(spans) for spans in (job.whole, first, second))
+    joined = job.layout.join(*parts, axis)
     assert joined.keys() == whole.keys()
-    for name in ("effects", "activation", "loss", "abs_sum"):
+    for name in ("effects", "activation", "loss", "effect_abs_sum"):
         assert joined[name].shape == whole[name].shape
-        torch.testing.assert_close(joined[name], whole[name], atol=5e-6, rtol=1e-5, equal_nan=True)
+        np.testing.assert_allclose(
+            joined[name], whole[name], atol=5e-6, rtol=1e-5, equal_nan=True, err_msg=name
+        )
 
 
 def test_one_neuron_of_one_sequence_cannot_be_cut(model, words):
-    _, batch = unit(model, words, "exact", None)
-    while (parts := remote.halves(batch)) is not None:
-        batch = parts[0]
-    assert len(batch.neurons) == 1
+    job = work(model, words, "exact", None)
+    spans = job.whole
+    while (parts := job.layout.halves(spans)) is not None:
+        spans = parts[0]
+    assert len(job.unit(spans).edits) == 1

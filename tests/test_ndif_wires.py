@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,24 @@ import numpy as np
 import pytest
 import torch
 import zoo
-from confreg.execution import batches, statistics
-from confreg.execution.plan import UPLOAD, Plan
+import zstandard
+from safetensors.torch import save_file
 
-from confreg import api
+import confreg
+from confreg import models
+from confreg.axes import Variable
 from confreg.effects.frequency import log_frequencies
 from confreg.models import Model
 from confreg.places.ndif.client import Client
+from confreg.places.ndif.place import UPLOAD
 from confreg.places.profiles import NdifProfile
-from confreg.progress import Progress
+from confreg.sweep.layout import Layout
+from confreg.sweep.plan import Plan
 from confreg.tokens.counts import Counts
 
 LIMIT = 100_000
 TOKENS = 8  # bytes each: int64, and compressed on the way
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 class Weighed(Exception):
@@ -31,47 +36,61 @@ class Weighed(Exception):
 
 
 class Scale(Client):
-    """Weighs the requests that it is to send; answers those for activations, which are several."""
+    """Keeps the requests that it is to send, as they would be sent."""
 
-    def __init__(self, plan: Plan, model: Model, journal: Path):
-        assert isinstance(plan.profile, NdifProfile)
-        super().__init__(plan.profile, model, journal)
-        self.members = len(plan.neurons)
-        self.bytes: dict[str, int] = {}
+    def __init__(self, profile: NdifProfile, model: Model, journal: Path):
+        super().__init__(profile, model, journal)
+        self.requests: dict[str, bytes] = {}
 
     def run(self, key: str, serialise: Callable[[], bytes]) -> dict[str, Any]:
-        name = key.partition("/")[0]
-        self.bytes[name] = max(len(serialise()), self.bytes.get(name, 0))
-        if name in ("values", "deviations"):
-            return {"part": torch.rand(2, self.members, dtype=torch.float64)}
+        self.requests[key.partition("/")[0]] = serialise()
         raise Weighed
 
 
-def weigh(recipe: str, model: str, folder: Path, **options: Any) -> tuple[Plan, dict[str, int]]:
-    """Bytes of one request of each kind that a run sends."""
+class Anything(Mapping[str, np.ndarray]):
+    """Stands for what a run has stored: numbers of the shapes that a plan declares."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.variables: dict[str, Variable] = {v.name: v for i in plan.items for v in i.gives}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        variable = self.variables[name]
+        shape = [len(self.plan.axes[dim]) for dim in variable.dims]
+        return np.random.default_rng(0).normal(size=shape).astype(variable.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.variables)
+
+    def __len__(self) -> int:
+        return len(self.variables)
+
+
+def ask(recipe: str, model: str, folder: Path, **options: Any) -> tuple[Plan, dict[str, bytes]]:
+    """One request of each step of a run: of the last entries, and the first tokens."""
     profile = NdifProfile(kind="ndif", name="t", host="http://127.0.0.1:9", trusted=True)
     options = {"profile": profile, "dtype": "float32", **options}
-    plan = api.make_plan(recipe, model=model, **options)
-    n = len(plan.neurons)
-    values = np.random.default_rng(0).normal(size=(2, n) if plan.sets else n).astype(np.float32)
-    steps: dict[str, Callable[[Model], object]] = {
-        "values": lambda m: statistics.ablation_values(plan, m),
-        "effects": lambda m: plan.request.recipe.measure(
-            m, batches.make_batch(plan, len(plan.neuron_units) - 1, 0, values), **plan.parameters
-        ),
-    }
-    if plan.request.recipe.statistics:
-        steps["weights"] = lambda m: statistics.weight_statistics(plan, m)
-    if plan.counts is not None:
-        steps["frequency"] = lambda m: statistics.frequency_cosines(plan, m)
-    if plan.sets is not None:
-        steps["deviations"] = lambda m: statistics.deviations(plan, m)
-    with Scale(plan, api.load_model(plan, Progress(False)), folder / "jobs.jsonl") as scale:
-        for name, step in steps.items():
+    plan = confreg.plan(recipe, model=model, **options)
+    stored, structure = Anything(plan), models.load(model, dtype="float32", weights=False)
+    with Scale(profile, structure, folder / "jobs.jsonl") as scale:
+        for layout in plan.layouts:
             with contextlib.suppress(Weighed):
-                step(scale.unit(name))
-    assert scale.bytes.keys() == steps.keys()
-    return plan, scale.bytes
+                trace(layout, scale, stored)
+    assert scale.requests.keys() == {layout.step.title for layout in plan.layouts}
+    return plan, scale.requests
+
+
+def trace(layout: Layout, scale: Scale, stored: Mapping[str, np.ndarray]) -> None:
+    texts = [layout.axes[name].whole is not None for name in layout.cuts]
+    spans = layout.unit(tuple(0 if t else n - 1 for t, n in zip(texts, layout.counts)))
+    assert layout.step.unit is not None
+    layout.step.trace(scale.unit(layout.step.title), layout.step.unit(spans, stored))
+
+
+def weigh(recipe: str, model: str, folder: Path, **options: Any) -> tuple[Plan, dict[str, int]]:
+    """Bytes of one request of each step of a run."""
+    plan, requests = ask(recipe, model, folder, **options)
+    return plan, {name: len(request) for name, request in requests.items()}
 
 
 # Structure is all that a remote run has of a model: these have the real ones' shapes but the width.
@@ -106,6 +125,18 @@ def counts(vocabulary: int, path: Path, tokens: int = 10_000_000) -> str:
     return str(path)
 
 
+def text(count: int = 8) -> list[str]:
+    draw = np.random.default_rng(1)
+    return [" ".join(f"w{i}" for i in draw.integers(2, 40_000, 300)) for _ in range(count)]
+
+
+def token_bytes(plan: Plan) -> int:
+    """Bytes of the tokens of the largest unit, at most."""
+    tokens = plan.axes["token"]
+    spans = [span for layout in plan.layouts for span in layout.cuts.get("token", [])]
+    return max(TOKENS * tokens.entries(*span).inputs.numel() for span in spans)
+
+
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize(
     ("recipe", "options"),
@@ -116,11 +147,11 @@ def counts(vocabulary: int, path: Path, tokens: int = 10_000_000) -> str:
         ("confidence_in_context", {"neurons": "random:50"}),
         ("group_ablation", {"neurons": "LAST:0-5;LAST:0-49;LAST:0-299"}),
         ("group_ablation", {"neurons": "1:0-99", "layer": 1}),
+        ("induction", {"neurons": "LAST:0-99"}),
+        ("bos_ablation", {"neurons": "LAST:0-99", "heads": "0.1,1.1"}),
     ],
 )
 def test_a_request_is_100_kB_beyond_its_tokens(structure, tmp_path, name, recipe, options):
-    draw = np.random.default_rng(1)
-    text = [" ".join(f"w{i}" for i in draw.integers(2, 40_000, 300)) for _ in range(8)]
     vocabulary = SHAPES[name]["vocab_size"]
     limit = LIMIT
     last = str(SHAPES[name]["num_hidden_layers"] - 1)
@@ -130,16 +161,63 @@ def test_a_request_is_100_kB_beyond_its_tokens(structure, tmp_path, name, recipe
         if vocabulary > 60_000:  # counts of so many tokens are more than that by themselves
             limit += int(0.85 * vocabulary) - UPLOAD // 2
     plan, sent = weigh(
-        recipe, str(structure(name)), tmp_path, text=text, sequence_length=256,
+        recipe, str(structure(name)), tmp_path, text=text(), sequence_length=256,
         max_tokens=1024, **options,
     )  # fmt: skip
-    rows = max(len(batches.token_block(plan.table, *span).inputs) for span in plan.token_units)
-    assert max(sent.values()) <= limit + TOKENS * 256 * rows, sent
+    if recipe in ("entropy_neurons", "token_frequency_neurons"):
+        assert "weight-space statistics" in sent
+    assert ("token-frequency cosines" in sent) == (recipe == "token_frequency_neurons")
+    assert max(sent.values()) <= limit + token_bytes(plan), sent
+
+
+@pytest.mark.parametrize("engine", ["auto", "forward"])
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("example", ["probability", "latents", "steering"])
+def test_so_is_a_request_of_a_users_own_recipe(structure, tmp_path, name, example, engine):
+    options: dict[str, Any] = {"engine": engine}
+    if example == "latents":
+        width, count = 32, 4096
+        shapes = {"W_enc": (width, count), "W_dec": (count, width)}
+        shapes |= {"b_enc": (count,), "b_dec": (width,)}
+        draw = torch.Generator().manual_seed(0)
+        tables = {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+        save_file(tables, tmp_path / "sae.safetensors")
+        options["file"] = str(tmp_path / "sae.safetensors")
+    plan, sent = weigh(
+        str(EXAMPLES / f"{example}.py"), str(structure(name)), tmp_path, text=text(),
+        sequence_length=256, max_tokens=1024, **options,
+    )  # fmt: skip
+    assert max(sent.values()) <= LIMIT + token_bytes(plan), sent
+
+
+# The name of a class or a function that only one of the engines has.
+OWN = {"series": b"JointMoments", "exact": b"def exact_token", "forward": b"def copied"}
+
+
+PROBABILITY = str(EXAMPLES / "probability.py")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "engine"),
+    [
+        *(("entropy_neurons", engine) for engine in OWN),
+        (PROBABILITY, "exact"),
+        (PROBABILITY, "forward"),
+    ],
+)
+def test_a_request_carries_the_source_of_its_own_engine_only(structure, tmp_path, recipe, engine):
+    options = {"text": text(1), "neurons": "random:20", "effects": ["all"]}
+    options |= {"engine": engine, "max_tokens": 64}
+    _, requests = ask(recipe, str(structure("SmolLM2-135M")), tmp_path, **options)
+    sent = zstandard.ZstdDecompressor().decompressobj().decompress(requests["effects"])
+    carried = {name for name, mark in OWN.items() if mark in sent}
+    # What the series leaves to the exact sums needs them.
+    assert carried == {"series": {"series", "exact"}}.get(engine, {engine})
 
 
 def test_counts_survive_the_way():
     values = np.array([0, 3, 254, 255, 256, 70_000, 2**40, 9, 9])
-    planes = torch.from_numpy(Counts(values, "here").packed(real=7))
+    planes = torch.from_numpy(Counts(values, "here").packed(np.arange(9) < 7))
     assert planes.dtype == torch.uint8
     smoothed = (values + 1)[:7]
     expected = np.log(smoothed / smoothed.sum())

@@ -42,7 +42,7 @@ def run(recipe: str | Path | Recipe, **given: Any) -> xr.Dataset:
     path = Path(options.out).expanduser() if options.out is not None else None
     path = path or Path(tempfile.mkdtemp(prefix="confreg-")) / f"{found.name}.zarr"
     store = open_store(plan, path, options.overwrite)
-    with places.entered(plan.place, path, progress):
+    with places.entered(plan.place, path, plan.configuration, progress):
         Run(plan, store, progress).execute()
     ds = open(path)
     if not ds.attrs["complete"]:

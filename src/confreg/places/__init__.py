@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from confreg.places import profiles
@@ -37,11 +37,13 @@ def make(profile: Profile, options: Options, model: Network) -> Place:
 
 
 @contextmanager
-def entered(place: Place, store: Path, progress: Progress) -> Iterator[None]:
-    """Use a place for a run that writes ``store``."""
+def entered(
+    place: Place, store: Path, configuration: Mapping[str, Any], progress: Progress
+) -> Iterator[None]:
+    """Use a place for a run that writes ``store``, which has this configuration."""
     import torch
 
-    with torch.no_grad(), place.entered(store, progress):
+    with torch.no_grad(), place.entered(store, configuration, progress):
         yield
 
 

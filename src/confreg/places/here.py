@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,9 @@ class Here:
         self._progress: Progress | None = None
 
     @contextmanager
-    def entered(self, store: Path, progress: Progress) -> Iterator[None]:
+    def entered(
+        self, store: Path, configuration: Mapping[str, Any], progress: Progress
+    ) -> Iterator[None]:
         """Show what is loaded meanwhile."""
         self._progress = progress
         yield

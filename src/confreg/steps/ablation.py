@@ -10,6 +10,7 @@ import numpy as np
 from confreg import effects as fx
 from confreg.axes import Axis, Label, Later, Spans, Variable
 from confreg.errors import ConfregError
+from confreg.steps.upload import entries_that_fit
 from confreg.steps.values import VALUE, Value
 from confreg.sweep.layout import cut, resolve
 from confreg.sweep.place import Budget
@@ -270,19 +271,28 @@ class _Ablation:
     def _uploaded(self, upload: int) -> int:
         """How many edits a request may carry."""
         import zstandard
-        from cloudpickle import dumps
 
-        some = min(len(self.assumed), 64)
-        make = self.edits or (lambda start, stop, stored: self.assumed.entries(start, stop))
-        sent = dumps(make(0, some, _Unknown()))
-        # And a value each, as it compresses.
-        each = len(zstandard.compress(sent)) / some + 4
         left = upload
         if self.packed is not None:
             counts = len(zstandard.compress(self.packed.tobytes()))
             # Counts of a vocabulary so large are more than that by themselves.
             left = upload - counts if counts < upload else upload // 2
-        return int(max(max(left, UPLOAD_LEAST) / each, 1))
+        return entries_that_fit(self.assumed, self._pretended(), max(left, UPLOAD_LEAST))
+
+    def _pretended(self) -> Callable[[int, int], Any]:
+        """Spans of the axis as edits, with random numbers for what is not stored yet."""
+        settle = getattr(self.assumed, "settle", None)
+        if self.edits is not None:
+            edits = self.edits
+            return lambda start, stop: edits(start, stop, _Unknown())
+        if settle is None or self.to is None:
+            return self.assumed.entries
+        neurons, draw = getattr(self.assumed, "neurons", ()), np.random.default_rng(0)
+        names = [variable.name for item in self.to.items for variable in item.gives]
+        numbers = {
+            name: draw.normal(size=len(neurons)).astype(np.float32) for name in [VALUE.name, *names]
+        }
+        return lambda start, stop: settle(start, stop, numbers)
 
     def cost(self, spans: Spans) -> float:
         """Passes of a unit's text: one, and one for each copy."""

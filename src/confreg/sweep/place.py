@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +75,10 @@ class Place(Protocol):
 
     budget: Budget
 
-    def entered(self, store: Path, progress: Progress) -> AbstractContextManager[None]:
-        """Use the place for a run that writes ``store``."""
+    def entered(
+        self, store: Path, configuration: Mapping[str, Any], progress: Progress
+    ) -> AbstractContextManager[None]:
+        """Use the place for a run that writes ``store``, which has this configuration."""
         ...
 
     def check(self, network: Network) -> list[Check]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -68,9 +68,13 @@ class Ndif:
         self._checked: set[int] = set()
 
     @contextmanager
-    def entered(self, store: Path, progress: Progress) -> Iterator[None]:
+    def entered(
+        self, store: Path, configuration: Mapping[str, Any], progress: Progress
+    ) -> Iterator[None]:
         """Write jobs down beside ``store``, and let go of them at the end."""
         self._progress, self._journal = progress, Journal(journal_path(store))
+        # The journal of a store that was deleted by hand may be of another configuration.
+        self._run = _digest([configuration, self.profile.host])
         with ExitStack() as self._stack:
             yield
         self._clients.clear()
@@ -155,11 +159,8 @@ class Ndif:
 
     def _name(self, layout: Layout) -> str:
         """Names a step's units: the same work on the same server has the same name."""
-        if not self._run:
-            said = [self.options.shared(), self.model.name, self.profile.host]
-            self._run = _digest(said)
-        cuts = [layout.name, {name: list(spans) for name, spans in layout.cuts.items()}]
-        return f"{self._run}:{_digest(cuts)}"
+        cuts = {name: list(spans) for name, spans in layout.cuts.items()}
+        return f"{self._run}:{layout.name}:{_digest(cuts)}"
 
     def _check_dtype(self, networks: tuple[Network, ...], clients: list[Client]) -> None:
         """Once, when the model surely runs: it must run in the dtype that the dataset names."""
