@@ -262,11 +262,11 @@ class Store:
         return found
 
     def _is_readable(self, layout: Layout, spans: Spans) -> bool:
-        for variable in layout.step.gives:
-            if layout.is_written(variable, spans):
-                if not self._is_whole(*self._part(layout, variable, spans)):
-                    return False
-        return True
+        return all(
+            self._is_whole(*self._part(layout, variable, spans))
+            for variable in layout.step.gives
+            if layout.is_written(variable, spans)
+        )
 
     def readable(self, variable: Variable) -> bool:
         """Whether a whole variable is there and can be read."""
