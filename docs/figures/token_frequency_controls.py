@@ -2,8 +2,9 @@
 
 Writes counts whose direction v is another one, for `-p counts=`: ``shuffled.npy``, the same counts
 shuffled over the vocabulary, and ``reachable_0.npy`` …, where v is what a random direction of the
-residual stream adds to the logits. Shuffled counts lie almost wholly outside of what the unembedding
-can write; reachable ones lie within it, as the token frequencies mostly do.
+residual stream adds to the logits. The unembedding can write along v of shuffled counts hardly at
+all, but along reachable ones wholly, and mostly along the token frequencies. ``random_cosines.npy``
+holds what random directions of the residual stream have in weight space.
 """
 
 import sys
@@ -34,12 +35,14 @@ def direction(counts: np.ndarray) -> torch.Tensor:
 
 
 def counts_of(v: torch.Tensor, spread: float) -> np.ndarray:
-    """Counts (V,) whose direction is v and whose logarithms have the standard deviation given."""
-    logarithm = v / v.std() * spread
-    return np.round(np.exp((logarithm - logarithm.min()).numpy() + np.log(1e4))).astype(np.int64)
+    """Counts (V,) along v, of any norm, whose logarithms have the standard deviation ``spread``."""
+    logarithm = (v / v.std() * spread).numpy()
+    return np.round(1e4 * np.exp(logarithm - logarithm.min())).astype(np.int64)
 
 
-def random_cosines(rows: torch.Tensor, v: torch.Tensor, n: int = 1536, times: int = 30):
+def random_cosines(
+    rows: torch.Tensor, v: torch.Tensor, n: int = 1536, times: int = 30
+) -> torch.Tensor:
     """|cos(W_U(γ∘w), v)| of random w: (times, n)."""
     generator = torch.Generator().manual_seed(0)
     w = torch.randn(times * n, rows.shape[1], generator=generator, dtype=torch.float64)
@@ -56,21 +59,19 @@ def main(file: str, folder: str) -> None:
     generator = torch.Generator().manual_seed(1)
     for i in range(REACHABLE):
         w = torch.randn(rows.shape[1], generator=generator, dtype=torch.float64)
-        v = rows @ w
-        np.save(
-            out / f"reachable_{i}.npy", counts_of(v / v.norm(), float(np.log(counts + 1).std()))
-        )
+        made = counts_of(rows @ w, float(np.log(counts + 1).std()))
+        np.save(out / f"reachable_{i}.npy", made)
     v, basis = direction(counts), torch.linalg.svd(rows, full_matrices=False)[0]
     for name, each in (("counts", v), ("shuffled", direction(shuffled))):
         within = (basis.T @ each).square()
         print(f"{name}: {within.sum():.3f} of |v|² is within reach of the unembedding, ", end="")
         print(f"{within[0]:.3f} along its largest singular vector")
-    found = random_cosines(rows, v)
-    np.save(out / "random_cosines.npy", found.numpy())
-    quantiles = np.quantile(found, (0.5, 0.99))
-    print(f"random directions: median {quantiles[0]:.3f}, 99th percentile {quantiles[1]:.3f}")
-    largest = found.amax(1)
-    print(f"largest of 1,536: {largest.mean():.3f}, from {largest.min():.3f} to {largest.max():.3f}")
+    found = random_cosines(rows, v).numpy()
+    np.save(out / "random_cosines.npy", found)
+    median, high = np.quantile(found, (0.5, 0.99))
+    print(f"random directions: median {median:.3f}, 99th percentile {high:.3f}")
+    mean, least, most = (f(found.max(1)) for f in (np.mean, np.min, np.max))
+    print(f"largest of 1,536: {mean:.3f} on average, from {least:.3f} to {most:.3f}")
 
 
 if __name__ == "__main__":
