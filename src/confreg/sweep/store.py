@@ -275,9 +275,9 @@ class Store:
 
     def _is_whole(self, array: Any, where: tuple[Any, ...] | None = None) -> bool:
         """Whether part of an array can be read, and none of it is fill for want of a chunk."""
-        where = (slice(None),) * array.ndim if where is None else where
-        files = (self.path / array.path / key for key in _chunk_keys(array, where))
-        return all(file.is_file() for file in files) and readable(lambda: array[where])
+        part = (slice(None),) * array.ndim if where is None else where
+        files = (self.path / array.path / key for key in _chunk_keys(array, part))
+        return all(file.is_file() for file in files) and readable(lambda: array[part])
 
     def finish(self, attributes: Mapping[str, Value]) -> None:
         """Add the last attributes, gather the metadata of all arrays, and mark the store complete.
