@@ -173,14 +173,22 @@ class Store:
         return _get(home, variable.name), (*parts, *where)
 
     def gather(self, layout: Layout) -> None:
-        """Make one of the units' parts, in their order, for every variable that has such."""
+        """Make one of the units' parts, in their order, for every variable that has such.
+
+        One part after the other: no more than two are held at once.
+        """
+        work = _group(self.work, layout.name)
         for variable in layout.step.gives:
-            if variable.gathered_over:
-                parts = np.asarray(_get(_group(self.work, layout.name), variable.name)[...])
-                parts = parts.reshape(-1, *layout.shape(variable))
-                # nan where a unit has nothing to say is no largest.
-                total = np.fmax.reduce(parts) if variable.largest_over else parts.sum(axis=0)
-                self.write(variable, total)
+            if not variable.gathered_over:
+                continue
+            parts = _get(work, variable.name)
+            units = parts.shape[: len(variable.gathered_over)]
+            total = None
+            for at in np.ndindex(units):
+                part = np.asarray(parts[at])
+                # NaN where a unit has nothing to say is no largest.
+                total = part if total is None else variable.gather(total, part)
+            self.write(variable, total)
 
     def write(self, variable: Variable, values: Any) -> None:
         """Write a whole variable."""
