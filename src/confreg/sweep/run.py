@@ -138,8 +138,6 @@ class Run:
                 for spans, block in self.plan.place.run(layout, todo, make):
                     self.store.write_unit(layout, spans, block)
                     advance(spans.size)
-            except ConfregError:
-                raise
             except Exception as error:
                 said = self.plan.explain(error)
                 if said is None:
