@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 import confreg
 from confreg import models
 from confreg.axes import Variable
+from confreg.effects import Entries
 from confreg.effects.frequency import log_frequencies
 from confreg.models import Model
 from confreg.places.ndif.client import Client
@@ -83,8 +84,11 @@ def ask(recipe: str, model: str, folder: Path, **options: Any) -> tuple[Plan, di
 def trace(layout: Layout, scale: Scale, stored: Mapping[str, np.ndarray]) -> None:
     texts = [layout.axes[name].whole is not None for name in layout.cuts]
     spans = layout.unit(tuple(0 if t else n - 1 for t, n in zip(texts, layout.counts)))
-    assert layout.step.unit is not None
-    layout.step.trace(scale.unit(layout.step.title), layout.step.unit(spans, stored))
+    if layout.step.unit is None:
+        unit: Any = Entries(**{n: layout.axes[n].entries(*spans.bounds[n]) for n in spans})
+    else:
+        unit = layout.step.unit(spans, stored)
+    layout.step.trace(scale.unit(layout.step.title), unit)
 
 
 def weigh(recipe: str, model: str, folder: Path, **options: Any) -> tuple[Plan, dict[str, int]]:
@@ -213,6 +217,43 @@ def test_a_request_carries_the_source_of_its_own_engine_only(structure, tmp_path
     carried = {name for name, mark in OWN.items() if mark in sent}
     # What the series leaves to the exact sums needs them.
     assert carried == {"series": {"series", "exact"}}.get(engine, {engine})
+
+
+ROOM = '''
+"""Mean activations: the module of effects is named in the trace itself."""
+
+import nnsight
+
+from confreg import Step, Variable, recipe
+from confreg import effects as fx
+
+
+@recipe()
+def activity(study):
+    tokens, neurons = study.tokens(), study.neurons()
+    total = Variable("total", ("neuron",), "sum", dtype="float64", added_over=("token",))
+    return Step(sums, over=(neurons, tokens), gives=(total,))
+
+
+def sums(model, unit):
+    site = model.site(-1)
+    with model.trace(unit.token.inputs) as tracer:
+        found = fx.pick(site.neurons.input, unit.token.positions, unit.neuron.index)
+        found = nnsight.save(found.double().sum(0).cpu())
+        tracer.stop()
+    return {"total": found}
+'''
+
+
+def test_a_trace_that_names_the_module_of_effects_carries_all_of_it(structure, tmp_path):
+    file = tmp_path / "room.py"
+    file.write_text(ROOM)
+    options = {"text": text(1), "max_tokens": 64}
+    _, requests = ask(str(file), str(structure("SmolLM2-135M")), tmp_path, **options)
+    request = requests["sums"]
+    sent = zstandard.ZstdDecompressor().decompressobj().decompress(request)
+    assert all(mark in sent for mark in OWN.values())
+    assert len(request) < LIMIT
 
 
 def test_counts_survive_the_way():

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import linecache
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -158,22 +159,30 @@ class Recipe:
 
         None where the error is not from there.
         """
-        text = str(error).strip()
-        last = text.splitlines()[-1] if text else ""
-        kind = type(error).__name__
+        if self.path is None or _ships(self.lay_out):
+            return None
         own = self.lay_out.__code__.co_filename
+        there = getattr(error, "traceback", "")
+        if isinstance(error, ConfregError) and not there:
+            return None
+        if there:
+            # A server's, as text: there the recipe's code has the name that it has here.
+            lines = re.findall(rf'File "(?:\[[^]]*\] )?{re.escape(own)}", line (\d+)', there)
+            last = there.strip().splitlines()[-1].strip()
+            return self._sentence(lines, last) if lines else None
         cause: BaseException | None = error
         while cause is not None:
             frames = inspect.getinnerframes(cause.__traceback__) if cause.__traceback__ else []
             lines = [frame.lineno for frame in frames if own in frame.filename]
-            if lines and self.path is not None and not _ships(self.lay_out):
+            if lines:
                 said = str(cause).strip().splitlines()
                 words = f"{type(cause).__name__}: {said[-1] if said else ''}".rstrip(": ")
-                return ConfregError(f"{self.path}, line {lines[-1]}: {words}")
+                return self._sentence(lines, words)
             cause = cause.__cause__ or cause.__context__
-        if kind == "RemoteError":
-            return ConfregError(f"The server could not run recipe {self.name!r}: {last}")
         return None
+
+    def _sentence(self, lines: Sequence[int | str], words: str) -> ConfregError:
+        return ConfregError(f"{self.path}, line {lines[-1]}: {words}")
 
 
 def _ships(function: Callable[..., Any]) -> bool:

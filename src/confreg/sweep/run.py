@@ -92,8 +92,6 @@ class Run:
         """Turn an error out of the recipe's own code into a sentence."""
         try:
             yield
-        except ConfregError:
-            raise
         except Exception as error:
             said = self.plan.explain(error)
             if said is None:
