@@ -38,8 +38,8 @@ from confreg.places.ndif.faults import Transient
 from confreg.places.ndif.identity import model_key
 from confreg.places.ndif.journal import journal_path
 from confreg.steps import ablation
+from confreg.sweep.budget import Block
 from confreg.sweep.layout import Layout
-from confreg.sweep.place import Block
 from confreg.sweep.store import Store
 
 pytestmark = [pytest.mark.remote, pytest.mark.slow]

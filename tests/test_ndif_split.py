@@ -10,8 +10,8 @@ import confreg
 from confreg import models
 from confreg.axes import Spans
 from confreg.effects import Unit
+from confreg.sweep.budget import Block
 from confreg.sweep.layout import Layout
-from confreg.sweep.place import Block
 
 
 @pytest.fixture(scope="module")

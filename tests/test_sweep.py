@@ -20,8 +20,8 @@ import confreg
 from confreg import Axis, ConfregError, Derivation, Step, Variable
 from confreg.axes import Later
 from confreg.progress import Progress
+from confreg.sweep.budget import Budget
 from confreg.sweep.layout import Layout, cut, lay_out
-from confreg.sweep.place import Budget
 from confreg.sweep.plan import Plan
 from confreg.sweep.run import Run
 from confreg.sweep.step import check, flat

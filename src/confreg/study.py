@@ -11,7 +11,7 @@ import numpy as np
 from confreg.axes import Axis, Later
 from confreg.errors import ConfregError
 from confreg.options import Options
-from confreg.sweep.place import Budget
+from confreg.sweep.budget import Budget
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from confreg.axes import Spans
 from confreg.errors import ConfregError
 from confreg.models.host import available_memory
 from confreg.models.network import traceable
-from confreg.sweep.place import Block, Budget, Cost
+from confreg.sweep.budget import Block, Budget, Cost
 
 if TYPE_CHECKING:
     from confreg.checks import Check

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from confreg import effects as fx
-from confreg.axes import Axis, Label, Later, Spans, Variable
+from confreg.axes import Axis, Later, Spans, Variable
 from confreg.errors import ConfregError
+from confreg.steps.effects import change_means, effect_axis, effect_means, errors
+from confreg.steps.engines import choose
 from confreg.steps.upload import entries_that_fit
 from confreg.steps.values import VALUE, Value
+from confreg.sweep.budget import Budget
 from confreg.sweep.layout import cut, resolve
-from confreg.sweep.place import Budget
-from confreg.sweep.step import Derivation, Item, Step
+from confreg.sweep.step import Item, Step
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from confreg.study import Study
     from confreg.subjects.neurons import NeuronAxis
     from confreg.tokens.axis import Text
@@ -365,9 +365,9 @@ class _Ablation:
         subject, kept = self.subjects.name, int(self.tokens.keep.sum())
         found: list[Item] = [effect_means(subject, self.effects, kept)]
         if self.changes and self.watched is not None:
-            found.append(_change_means(subject, self.watched.name, kept))
+            found.append(change_means(subject, self.watched.name, kept))
         if any(engine in CLOSED_FORMS for engine in self.engines.values()):
-            found.append(_errors(self.study.options.tolerance))
+            found.append(errors(self.study.options.tolerance))
         return found
 
 
@@ -385,157 +385,3 @@ def _indices(axis: Any, start: int, stop: int) -> Any:
     import torch
 
     return torch.from_numpy(axis.neurons.index[start:stop].copy())
-
-
-def choose(wanted: str, edits: Any, effects: Sequence[fx.Effect], last: bool) -> str:
-    """Which engine measures effects of edits, by asking both.
-
-    Closed forms are algebra of the last layer: the edits must say what they write to the residual
-    stream. The series is for edits that write into one direction, and for measures that follow from
-    three expectations (docs/effects.md); it does other measures of the same run pair by pair.
-
-    Parameters
-    ----------
-    wanted : {"auto", "series", "exact", "forward"}
-    edits : object
-        Some edits of the kind.
-    effects : sequence of Effect
-    last : bool
-        Whether the edits are made in the last layer.
-
-    Raises
-    ------
-    ConfregError
-        An engine was asked for that cannot do it.
-    """
-    fitting = type(fx.fitting(edits, effects, last)).__name__.lower()
-    if wanted in ("auto", "forward"):
-        return fitting if wanted == "auto" else wanted
-    if getattr(edits, "writes", None) is None:
-        raise ConfregError(
-            f"Engine {wanted!r} is algebra of the last layer, for edits that say what they write "
-            f"to the residual stream; {type(edits).__name__} does not: use "
-            "--engine forward (or auto)."
-        )
-    if not last:
-        raise ConfregError(
-            f"Engine {wanted!r} is algebra of the last layer; for earlier layers use "
-            "--engine forward (or auto)."
-        )
-    if fitting == "forward":
-        only = next(e.name for e in effects if "norm_scale" in e.measure.given)
-        raise ConfregError(
-            f"Engine {wanted!r} reads effects off logits; {only} is measured by --engine forward "
-            "(or auto)."
-        )
-    if wanted == "series" and not any(effect.measure.tilted for effect in effects):
-        raise ConfregError(
-            "Engine 'series' is for loss, entropy and other measures that follow from the same "
-            "expectations; for these effects alone use --engine exact."
-        )
-    # The series is for edits that write into one direction.
-    return wanted if fitting == "series" else "exact"
-
-
-def effect_axis(effects: Sequence[fx.Effect]) -> Axis:
-    """Effects as an axis, labelled by what they are of and by which pathway."""
-    columns = {
-        "effect": ("effect of ablating the neuron", [e.name for e in effects]),
-        "quantity": ("what is measured of a prediction", [e.quantity for e in effects]),
-        "pathway": ("through what the edit acts", [e.pathway for e in effects]),
-        "effect_units": ("units of the effect", [e.units for e in effects]),
-        "effect_long_name": ("description of the effect", [e.long_name for e in effects]),
-    }
-    return Axis(
-        "effect",
-        {name: Label(np.array(of, dtype=object), text) for name, (text, of) in columns.items()},
-    )
-
-
-def effect_means(subject: str, effects: Sequence[fx.Effect], kept: int) -> Derivation:
-    """Means of effects, and of their absolute values, over kept tokens."""
-
-    def means(ds: xr.Dataset) -> dict[str, np.ndarray]:
-        found = {}
-        for name in ("mean", "abs_mean"):
-            source = "effect_sum" if name == "mean" else "effect_abs_sum"
-            table = ds[source].values / kept
-            signed = ds["effect_sum"].values
-            for column, effect in enumerate(effects):
-                if effect.measure.reduced is not None:
-                    # As with the mediated share: of means, never a mean of the tokens' shares.
-                    totals = {e.name: signed[:, i] for i, e in enumerate(effects)}
-                    table[:, column] = effect.measure.reduced(totals)
-            found[f"effect_{name}"] = table
-        return found
-
-    dims = (subject, "effect")
-    return Derivation(
-        means,
-        gives=(
-            Variable(
-                "effect_abs_mean", dims, "mean absolute effect over kept tokens", "see effect_units"
-            ),
-            Variable("effect_mean", dims, "mean effect over kept tokens", "see effect_units"),
-        ),
-        reads=("effect_sum", "effect_abs_sum"),
-    )
-
-
-def _change_means(subject: str, neuron: str, kept: int) -> Derivation:
-    def activation_changes(ds: xr.Dataset) -> dict[str, np.ndarray]:
-        return {
-            "activation_change_mean": ds["activation_change_sum"].values / kept,
-            "activation_change_abs_mean": ds["activation_change_abs_sum"].values / kept,
-        }
-
-    dims = (subject, neuron)
-    of = "change of the neuron's activation over kept tokens"
-    return Derivation(
-        activation_changes,
-        gives=(
-            Variable("activation_change_mean", dims, f"mean {of}"),
-            Variable("activation_change_abs_mean", dims, f"mean absolute {of}"),
-        ),
-    )
-
-
-def _errors(tolerance: float) -> Derivation:
-    def errors(ds: xr.Dataset) -> dict[str, Any]:
-        got = {
-            name: float(ds[name])
-            for name in ("pairs", "recomputed", "sampled", "error_sum", "error_largest")
-        }
-        largest, warning = got["error_largest"], ""
-        if largest > 10 * tolerance:
-            warning = (
-                f"The largest error measured, {largest:.1e} nats, is more than ten times "
-                f"the tolerance, {tolerance:.1e}."
-            )
-        return {
-            "recomputed_share": got["recomputed"] / max(got["pairs"], 1),
-            "error_sampled_pairs": got["sampled"],
-            "error_max": largest,
-            "error_mean": got["error_sum"] / max(got["sampled"], 1),
-            "error_warning": warning,
-        }
-
-    sampled = "of the pairs that were recomputed in float64"
-    return Derivation(
-        errors,
-        gives=(
-            Variable(
-                "recomputed_share",
-                (),
-                "share of pairs that the series left to exact sums",
-                "1",
-                "float64",
-            ),
-            Variable(
-                "error_sampled_pairs", (), "pairs that were recomputed in float64", "1", "float64"
-            ),
-            Variable("error_max", (), f"largest error {sampled}", "nats", "float64"),
-            Variable("error_mean", (), f"mean error {sampled}", "nats", "float64"),
-            Variable("error_warning", (), "what to know of the error", "", "str"),
-        ),
-    )

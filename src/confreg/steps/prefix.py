@@ -14,7 +14,7 @@ import numpy as np
 
 from confreg.axes import Axis, Spans, Variable
 from confreg.errors import ConfregError
-from confreg.sweep.place import Budget
+from confreg.sweep.budget import Budget
 from confreg.sweep.step import Derivation, Item, Step
 
 if TYPE_CHECKING:

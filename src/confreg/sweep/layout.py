@@ -11,7 +11,7 @@ import numpy as np
 
 from confreg.axes import Axis, Later, Span, Spans, Variable
 from confreg.errors import ConfregError
-from confreg.sweep.place import Block, Budget
+from confreg.sweep.budget import Block, Budget
 from confreg.sweep.step import Step
 
 HALVINGS = 6

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from confreg.models.network import Network
-    from confreg.sweep.place import Budget
+    from confreg.sweep.budget import Budget
 
 Stored = Mapping[str, "np.ndarray"]
 """Variables that are in the store, by name, as arrays."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from confreg.sweep.place import Cost
+from confreg.sweep.budget import Cost
 
 
 @dataclass(frozen=True)

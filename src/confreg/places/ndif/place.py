@@ -15,7 +15,7 @@ from confreg.errors import ConfregError
 from confreg.places.here import read_bytes
 from confreg.places.ndif.faults import TooLarge, Transient
 from confreg.places.ndif.journal import Journal, journal_path
-from confreg.sweep.place import Block, Budget, Cost
+from confreg.sweep.budget import Block, Budget, Cost
 
 if TYPE_CHECKING:
     from confreg.checks import Check

@@ -1,0 +1,124 @@
+"""Effects as an axis, and what follows from their sums over tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from confreg.axes import Axis, Label, Variable
+from confreg.effects import Effect
+from confreg.sweep.step import Derivation
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def effect_axis(effects: Sequence[Effect]) -> Axis:
+    """Effects as an axis, labelled by what they are of and by which pathway."""
+    columns = {
+        "effect": ("effect of ablating the neuron", [e.name for e in effects]),
+        "quantity": ("what is measured of a prediction", [e.quantity for e in effects]),
+        "pathway": ("through what the edit acts", [e.pathway for e in effects]),
+        "effect_units": ("units of the effect", [e.units for e in effects]),
+        "effect_long_name": ("description of the effect", [e.long_name for e in effects]),
+    }
+    return Axis(
+        "effect",
+        {name: Label(np.array(of, dtype=object), text) for name, (text, of) in columns.items()},
+    )
+
+
+def effect_means(subject: str, effects: Sequence[Effect], kept: int) -> Derivation:
+    """Means of effects, and of their absolute values, over kept tokens."""
+
+    def means(ds: xr.Dataset) -> dict[str, np.ndarray]:
+        found = {}
+        for name in ("mean", "abs_mean"):
+            source = "effect_sum" if name == "mean" else "effect_abs_sum"
+            table = ds[source].values / kept
+            signed = ds["effect_sum"].values
+            for column, effect in enumerate(effects):
+                if effect.measure.reduced is not None:
+                    # As with the mediated share: of means, never a mean of the tokens' shares.
+                    totals = {e.name: signed[:, i] for i, e in enumerate(effects)}
+                    with np.errstate(invalid="ignore", divide="ignore"):
+                        table[:, column] = effect.measure.reduced(totals)
+            found[f"effect_{name}"] = table
+        return found
+
+    dims = (subject, "effect")
+    return Derivation(
+        means,
+        gives=(
+            Variable(
+                "effect_abs_mean", dims, "mean absolute effect over kept tokens", "see effect_units"
+            ),
+            Variable("effect_mean", dims, "mean effect over kept tokens", "see effect_units"),
+        ),
+        reads=("effect_sum", "effect_abs_sum"),
+    )
+
+
+def change_means(subject: str, neuron: str, kept: int) -> Derivation:
+    """Means of activations' changes, and of their absolute values, over kept tokens."""
+
+    def activation_changes(ds: xr.Dataset) -> dict[str, np.ndarray]:
+        return {
+            "activation_change_mean": ds["activation_change_sum"].values / kept,
+            "activation_change_abs_mean": ds["activation_change_abs_sum"].values / kept,
+        }
+
+    dims = (subject, neuron)
+    of = "change of the neuron's activation over kept tokens"
+    return Derivation(
+        activation_changes,
+        gives=(
+            Variable("activation_change_mean", dims, f"mean {of}"),
+            Variable("activation_change_abs_mean", dims, f"mean absolute {of}"),
+        ),
+    )
+
+
+def errors(tolerance: float) -> Derivation:
+    """How far the closed forms were off, by the pairs that were recomputed in float64."""
+
+    def errors_measured(ds: xr.Dataset) -> dict[str, Any]:
+        got = {
+            name: float(ds[name])
+            for name in ("pairs", "recomputed", "sampled", "error_sum", "error_largest")
+        }
+        largest, warning = got["error_largest"], ""
+        if largest > 10 * tolerance:
+            warning = (
+                f"The largest error measured, {largest:.1e} nats, is more than ten times "
+                f"the tolerance, {tolerance:.1e}."
+            )
+        return {
+            "recomputed_share": got["recomputed"] / max(got["pairs"], 1),
+            "error_sampled_pairs": got["sampled"],
+            "error_max": largest,
+            "error_mean": got["error_sum"] / max(got["sampled"], 1),
+            "error_warning": warning,
+        }
+
+    sampled = "of the pairs that were recomputed in float64"
+    return Derivation(
+        errors_measured,
+        gives=(
+            Variable(
+                "recomputed_share",
+                (),
+                "share of pairs that the series left to exact sums",
+                "1",
+                "float64",
+            ),
+            Variable(
+                "error_sampled_pairs", (), "pairs that were recomputed in float64", "1", "float64"
+            ),
+            Variable("error_max", (), f"largest error {sampled}", "nats", "float64"),
+            Variable("error_mean", (), f"mean error {sampled}", "nats", "float64"),
+            Variable("error_warning", (), "what to know of the error", "", "str"),
+        ),
+    )
