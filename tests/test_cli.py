@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -136,3 +137,32 @@ def test_a_user_s_recipe_with_a_helper_beside_it(common, tmp_path, capsys):
     capsys.readouterr()
     assert call("run", str(folder / "broken.py"), *common) == 2
     assert "does not import: ModuleNotFoundError" in capsys.readouterr().err
+
+
+def test_pages_and_files_keep_a_store_s_whole_name(common, tmp_path, capsys):
+    out = tmp_path / "qwen2.5-step"
+    assert call("run", "entropy_neurons", *common, "--out", str(out), "--quiet") == 0
+    assert call("report", str(out)) == 0
+    assert call("netcdf", str(out)) == 0
+    assert (tmp_path / "qwen2.5-step.html").is_file()
+    assert (tmp_path / "qwen2.5-step.nc").is_file()
+
+
+def test_a_url_is_no_folder(common, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call("run", "entropy_neurons", *common, "--out", "s3://bucket/y.zarr") == 2
+    assert "a folder of this machine" in capsys.readouterr().err
+    assert not (tmp_path / "s3:").exists()
+    assert call("run", "entropy_neurons", *common, "--out", f"file://{tmp_path}/u.zarr") == 0
+    assert (tmp_path / "u.zarr").is_dir()
+
+
+def test_a_terminal_without_utf_8_is_no_damage(common, tmp_path):
+    out = tmp_path / "o.zarr"
+    assert call("run", "entropy_neurons", *common, "--out", str(out), "--quiet") == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "confreg.cli", "show", str(out)],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "neurons" in done.stdout

@@ -39,7 +39,7 @@ def run(recipe: str | Path | Recipe, **given: Any) -> xr.Dataset:
     progress = Progress(options.progress)
     with progress.step("planning"):
         plan = make_plan(found, options, parameters, progress)
-    path = Path(options.out).expanduser() if options.out is not None else None
+    path = None if options.out is None else local_path(options.out)
     path = path or Path(tempfile.mkdtemp(prefix="confreg-")) / f"{found.name}.zarr"
     store = open_store(plan, path, options.overwrite)
     with places.entered(plan.place, path, plan.configuration, progress):
@@ -216,6 +216,25 @@ def _facts(model: Network, profile: Any) -> list[tuple[str, str]]:
         about = model.about
         said = f"{about.name} ({about.architecture}, {size(about.bytes)} of weights)"
     return [("model", said), ("profile", f"{profile.name}: {profile.description}")]
+
+
+def local_path(out: str | Path) -> Path:
+    """Where to write, as a path of this machine.
+
+    Raises
+    ------
+    ConfregError
+        A URL of another file system than this machine's.
+    """
+    kind, colon, rest = str(out).partition("://")
+    if not colon:
+        return Path(out).expanduser()
+    if kind == "file":
+        return Path(rest)
+    raise ConfregError(
+        f"--out {str(out)!r}: a store is a folder of this machine. Write it here and copy it to "
+        f"{kind}:// when it is finished."
+    )
 
 
 def open_store(plan: Plan, path: Path, overwrite: bool) -> Any:

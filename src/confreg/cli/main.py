@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import os
 import shlex
 import sys
@@ -42,6 +43,10 @@ A run into an existing store goes on where it stopped, if the configuration is t
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: exit status 0, 2 for a mistake that the user can mend, 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # A terminal or a file that is no UTF-8 shows another character, and is no error.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     # nnsight reads sys.argv for a -v of its own.
     sys.argv = sys.argv[:1]
     options = _parser().parse_args(arguments)
@@ -325,15 +330,21 @@ def _report(options: argparse.Namespace) -> None:
     from confreg import report
     from confreg.results import open as opening
 
-    page = options.page or Path(options.store).with_suffix(".html")
+    page = options.page or _beside(options.store, ".html")
     with opening.reading(options.store):
         print(report.write(opening.open(options.store), page))
+
+
+def _beside(store: str, suffix: str) -> Path:
+    """A file beside a store: with its whole name, which may have dots (qwen2.5)."""
+    path = Path(store)
+    return path.with_name(path.name.removesuffix(".zarr") + suffix)
 
 
 def _netcdf(options: argparse.Namespace) -> None:
     from confreg.results import open as opening
 
-    file = options.file or Path(options.store).with_suffix(".nc")
+    file = options.file or _beside(options.store, ".nc")
     with opening.reading(options.store):
         print(opening.write_netcdf(opening.open(options.store), file))
 

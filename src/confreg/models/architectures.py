@@ -41,6 +41,8 @@ class Architecture:
         The configuration's attribute of the cap on final logits.
     parallel : bool
         Whether attention and MLP read the same residual (for `confreg models` only).
+    also : tuple of str
+        What else distinguishes the family (for `confreg models` only).
     refuse : callable
         Of the configuration: why a variant of this family cannot be measured, or None.
     """
@@ -60,6 +62,7 @@ class Architecture:
     multiplier: Callable[[Any], float] = lambda config: 1.0
     softcap: str | None = None
     parallel: bool = False
+    also: tuple[str, ...] = ()
     refuse: Callable[[Any], str | None] = lambda config: None
 
     def n_neurons(self, config: Any) -> int:
@@ -92,7 +95,7 @@ class Architecture:
         words += ["parallel blocks"] * self.parallel
         words += ["norm after the MLP"] * (self.post_norm is not None)
         words += ["softcap"] * (self.softcap is not None)
-        return ", ".join([*words, *_TRAITS.get(self.model_type, ())])
+        return ", ".join([*words, *self.also])
 
 
 def _llama(model_type: str, title: str, **changes: Any) -> Architecture:
@@ -144,7 +147,7 @@ def _refuse_bloom(config: Any) -> str | None:
 ARCHITECTURES: dict[str, Architecture] = {
     row.model_type: row
     for row in (
-        _gpt2("gpt2", "GPT-2", down_projection="mlp.c_proj", width=_inner),
+        _gpt2("gpt2", "GPT-2", down_projection="mlp.c_proj", width=_inner, also=("Conv1D",)),
         Architecture(
             "gpt_neox",
             "GPT-NeoX, Pythia",
@@ -167,6 +170,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             attention_out="attn.out_proj",
             width=_inner,
             parallel=True,
+            also=("unembedding bias",),
         ),
         Architecture(
             "opt",
@@ -205,20 +209,23 @@ ARCHITECTURES: dict[str, Architecture] = {
             centred=True,
             eps="layer_norm_eps",
             parallel=True,
+            also=("unembedding bias",),
         ),
-        _llama("phi3", "Phi 3, Phi 4"),
-        _llama("gemma", "Gemma"),
+        _llama("phi3", "Phi 3, Phi 4", also=("fused gate and up",)),
+        _llama("gemma", "Gemma", also=("1 + γ",)),
         _llama(
             "gemma2",
             "Gemma 2",
             post_norm="post_feedforward_layernorm",
             softcap="final_logit_softcapping",
+            also=("1 + γ",),
         ),
         _llama(
             "gemma3_text",
             "Gemma 3 (text)",
             post_norm="post_feedforward_layernorm",
             softcap="final_logit_softcapping",
+            also=("1 + γ",),
         ),
         _llama("olmo2", "OLMo 2", post_norm="post_feedforward_layernorm"),
         _llama(
@@ -228,12 +235,14 @@ ARCHITECTURES: dict[str, Architecture] = {
             eps="layer_norm_eps",
             scale=lambda config: config.logit_scale,
             parallel=True,
+            also=("logit scale",),
         ),
         _llama(
             "granite",
             "Granite",
             scale=lambda config: 1 / config.logits_scaling,
             multiplier=lambda config: config.residual_multiplier,
+            also=("logit scale", "residual multiplier"),
         ),
         _llama("stablelm", "StableLM", centred=True, eps="layer_norm_eps"),
         _llama(
@@ -244,18 +253,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             eps="norm_epsilon",
         ),
     )
-}
-
-_TRAITS: dict[str, tuple[str, ...]] = {
-    "gpt2": ("Conv1D",),
-    "gptj": ("unembedding bias",),
-    "phi": ("unembedding bias",),
-    "phi3": ("fused gate and up",),
-    "gemma": ("1 + γ",),
-    "gemma2": ("1 + γ",),
-    "gemma3_text": ("1 + γ",),
-    "cohere": ("logit scale",),
-    "granite": ("logit scale", "residual multiplier"),
 }
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
