@@ -38,14 +38,14 @@ def mediation(
     kept, subject = int(tokens.keep.sum()), subjects.name
 
     def mediation(ds: xr.Dataset) -> dict[str, Any]:
-        te, de = (_column(ds, "effect_abs_sum", effects, e) / kept for e in (total, direct))
+        te, de = (_mean(ds, "effect_abs_sum", effects, e, kept) for e in (total, direct))
         with np.errstate(invalid="ignore", divide="ignore"):
             share = 1 - de / te
         return {"te": te, "de": de, "te_mediated": te - de, "mediated": share}
 
     return Derivation(
         mediation,
-        reads=("effect_abs_sum",),
+        reads=("effect_abs_sum", "effect_undefined"),
         attributes={"mediated_total": total.name, "mediated_direct": direct.name},
         gives=(
             Variable("te", (subject,), "mean absolute total effect over kept tokens", total.units),
@@ -89,11 +89,12 @@ def against_controls(subjects: Axis | Later, tokens: Text) -> Derivation:
     kept = int(tokens.keep.sum())
 
     def p_random(ds: xr.Dataset) -> dict[str, Any]:
-        return {"p_random": p_values(ds, ds["effect_abs_sum"].values / kept)}
+        counts = kept - ds["effect_undefined"].values
+        return {"p_random": p_values(ds, ds["effect_abs_sum"].values / counts)}
 
     text = "share of random sets whose mean absolute effect is at least as large"
     gives = (Variable("p_random", (subjects.name, "effect"), text),)
-    return Derivation(p_random, gives, reads=("effect_abs_sum",))
+    return Derivation(p_random, gives, reads=("effect_abs_sum", "effect_undefined"))
 
 
 def changes_against_controls(subjects: Axis | Later, neurons: NeuronAxis) -> Derivation:
@@ -251,3 +252,11 @@ def _has(effects: Sequence[Effect], *wanted: Effect) -> bool:
 def _column(ds: xr.Dataset, name: str, effects: Sequence[Effect], effect: Effect) -> np.ndarray:
     """One effect's sums, (n,)."""
     return ds[name].values[:, [e.name for e in effects].index(effect.name)]
+
+
+def _mean(
+    ds: xr.Dataset, name: str, effects: Sequence[Effect], effect: Effect, kept: int
+) -> np.ndarray:
+    """One effect's mean over the kept tokens at which it is a number, (n,)."""
+    undefined = _column(ds, "effect_undefined", effects, effect)
+    return _column(ds, name, effects, effect) / (kept - undefined)

@@ -96,7 +96,8 @@ class Site:
         -------
         dict of str to Tensor, on the CPU
             ``effects`` (n, T, E) float32 if ``unit.cube``; ``effect_sum``, ``effect_abs_sum``
-            (n, E) float64 over kept tokens, NaN left out; measures of the unedited model, (T,)
+            (n, E) float64 over kept tokens, and ``effect_undefined`` (n, E) int64, at how many of
+            them an effect is no finite number and left out; measures of the unedited model, (T,)
             each: ``loss``, ``entropy``, ``norm_scale``, ``rank``, ``top1``, ``kl_frequency`` if
             there are counts, and whatever else effects are on; ``ablation_value`` (n,) float32
             where edits found their own values; ``pairs``, ``recomputed``, ``sampled``,

@@ -19,6 +19,7 @@ class Tally:
         self.cube = torch.full((n, len(keep), count), torch.nan) if cube else None
         self.sum = torch.zeros(n, count, dtype=torch.float64)
         self.abs_sum = torch.zeros(n, count, dtype=torch.float64)
+        self.undefined = torch.zeros(n, count, dtype=torch.int64)
         self.pairs = 0
         self.recomputed = 0
         self.sampled = 0
@@ -34,7 +35,10 @@ class Tally:
         self.pairs += effects.shape[0] * effects.shape[1]
         if self.cube is not None:
             self.cube[edits, tokens] = effects
-        kept = effects[:, self.keep[tokens]].double().nan_to_num(nan=0.0)
+        kept = effects[:, self.keep[tokens]].double()
+        defined = kept.isfinite()
+        kept = torch.where(defined, kept, 0.0)
+        self.undefined[edits] += (~defined).sum(1)
         self.sum[edits] += kept.sum(1)
         self.abs_sum[edits] += kept.abs().sum(1)
 
@@ -48,6 +52,7 @@ class Tally:
     def result(self):
         """The gathered tensors, under the names that `Site.measure` documents."""
         out = {"effect_sum": self.sum, "effect_abs_sum": self.abs_sum}
+        out["effect_undefined"] = self.undefined
         if self.cube is not None:
             out["effects"] = self.cube
         for name in ("pairs", "recomputed", "sampled", "error_sum", "error_largest"):

@@ -95,6 +95,7 @@ def ablation(
         cost=work.cost,
         uncut=(tokens.name,) if work.shared else (),
         name="effects",
+        check=work.check,
         attributes=work.attributes(),
     )
     before = [] if to is None or work.shared else to.items
@@ -205,6 +206,9 @@ class _Ablation:
             dims = (subject, "effect")
             text = f"{text} of the effect over kept tokens"
             found.append(Variable(name, dims, text, added_over=added, **hidden))
+        text = "kept tokens at which the effect is no finite number, and left out"
+        counted: Any = {"dtype": "int64", "kept": False, "added_over": added}
+        found.append(Variable("effect_undefined", (subject, "effect"), text, **counted))
         for name in ("pairs", "recomputed", "sampled", "error_sum"):
             found.append(Variable(name, (), name, added_over=both, **hidden))
         found.append(Variable("error_largest", (), "error", largest_over=both, **hidden))
@@ -228,6 +232,29 @@ class _Ablation:
             hidden: Any = {"dtype": "float64", "kept": False}
             found.append(Variable(name, dims, text, added_over=("token",), **hidden))
         return found
+
+    def check(self, block: Mapping[str, np.ndarray], spans: Spans) -> None:
+        """Refuse a model whose own prediction is no number where effects are reduced.
+
+        Raises
+        ------
+        ConfregError
+            It names the first such token.
+        """
+        if "loss" not in block:
+            return
+        start = spans.bounds[self.tokens.name][0]
+        kept = self.tokens.keep[spans[self.tokens.name]]
+        wrong = np.flatnonzero(kept & ~np.isfinite(block["loss"]))
+        if len(wrong):
+            table, at = self.tokens.table, start + int(wrong[0])
+            raise ConfregError(
+                f"The loss of {self.model.name} is not finite at {len(wrong)} of {kept.sum()} kept "
+                f"tokens, first at position {table.position[at]} of sequence {table.sequence[at]}: "
+                f"in {self.model.dtype} a number overflows. Run it in another dtype: --dtype "
+                f"{'float32' if self.model.dtype != 'float32' else 'bfloat16'}, or look at the "
+                "checkpoint."
+            )
 
     def along(self) -> list[Axis]:
         """Axes of what it gives that units do not cut."""

@@ -33,11 +33,11 @@ def effect_axis(effects: Sequence[Effect]) -> Axis:
 def effect_means(subject: str, effects: Sequence[Effect], kept: int) -> Derivation:
     """Means of effects, and of their absolute values, over kept tokens."""
 
-    def means(ds: xr.Dataset) -> dict[str, np.ndarray]:
-        found = {}
+    def means(ds: xr.Dataset) -> dict[str, Any]:
+        found: dict[str, Any] = {"effects_undefined": undefined(ds)}
         for name in ("mean", "abs_mean"):
             source = "effect_sum" if name == "mean" else "effect_abs_sum"
-            table = ds[source].values / kept
+            table = ds[source].values / (kept - ds["effect_undefined"].values)
             signed = ds["effect_sum"].values
             for column, effect in enumerate(effects):
                 if effect.measure.reduced is not None:
@@ -48,6 +48,14 @@ def effect_means(subject: str, effects: Sequence[Effect], kept: int) -> Derivati
             found[f"effect_{name}"] = table
         return found
 
+    def undefined(ds: xr.Dataset) -> str:
+        counts = ds["effect_undefined"].values.sum(axis=0)
+        return "; ".join(
+            f"{effect.name} is no finite number at {count:,} kept pairs"
+            for effect, count in zip(effects, counts)
+            if count and effect.measure.tilted
+        )
+
     dims = (subject, "effect")
     return Derivation(
         means,
@@ -56,8 +64,9 @@ def effect_means(subject: str, effects: Sequence[Effect], kept: int) -> Derivati
                 "effect_abs_mean", dims, "mean absolute effect over kept tokens", "see effect_units"
             ),
             Variable("effect_mean", dims, "mean effect over kept tokens", "see effect_units"),
+            Variable("effects_undefined", (), "effects that are left out of means", "", "str"),
         ),
-        reads=("effect_sum", "effect_abs_sum"),
+        reads=("effect_sum", "effect_abs_sum", "effect_undefined"),
     )
 
 

@@ -105,6 +105,8 @@ class Layout:
                     f"The trace of {self.step.title!r} returned no {variable.name!r}; it returned "
                     f"{', '.join(block) or 'nothing'}, and declared are: {declared}."
                 )
+        if self.step.check is not None:
+            self.step.check(found, spans)
         return found
 
     def _checked(self, variable: Variable, value: Any, spans: Spans) -> np.ndarray:

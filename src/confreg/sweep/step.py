@@ -51,6 +51,8 @@ class Step:
         Axes along which a unit that is too large for a server cannot be halved.
     name : str
         What progress says; by default the trace's name.
+    check : callable, optional
+        ``check(block, spans)`` raises ConfregError where a unit's block of arrays cannot be right.
     here_only : str
         A sentence that says why a server cannot run it; empty where one can.
     attributes : mapping
@@ -68,6 +70,7 @@ class Step:
     cost: Callable[[Spans], float] | None = None
     uncut: tuple[str, ...] = ()
     name: str = ""
+    check: Callable[[Mapping[str, np.ndarray], Spans], None] | None = None
     here_only: str = ""
     attributes: Mapping[str, str | int | float] = field(default_factory=dict)
 
