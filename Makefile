@@ -1,11 +1,12 @@
 # make demo   a labelled dataset and a page about a real model's entropy neurons
 # make test   ruff, the type checker, and every test
-# Both set up what they need in .venv; PYTHON chooses the interpreter.
+# make quick  the tests that need no server, no browser and no real model: a few minutes
+# Each sets up what it needs in .venv; PYTHON chooses the interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test quick lint clean
 
 demo: $(READY)
 	$(BIN)/confreg run entropy_neurons --activations --overwrite --out runs/demo.zarr
@@ -13,6 +14,9 @@ demo: $(READY)
 
 test: $(READY) lint
 	$(BIN)/python -m pytest
+
+quick: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not remote and not model"
 
 lint: $(READY)
 	$(BIN)/ruff check .

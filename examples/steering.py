@@ -45,8 +45,10 @@ def steering(study, *, direction: str = "29.1102", layer: int = -2, alphas: str 
         row = from_file(direction)
         read = Derivation(lambda ds: {"direction": row}, (found,), along=(width,))
     else:
-        at, index = (int(part) for part in direction.split("."))
-        unit = fx.Entries(layer=at, index=torch.tensor([index]), inputs=study.two_tokens)
+        neuron = study.neurons(spec=direction)
+        unit = fx.Entries(
+            layer=int(neuron.layer[0]), index=neuron.entries(0, 1).index, inputs=study.two_tokens
+        )
         read = Step(output_weight, (), (found,), along=(width,), unit=lambda *_: unit)
 
     def edits(start, stop, stored):

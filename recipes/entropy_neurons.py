@@ -8,9 +8,13 @@ Each neuron is ablated, δ = mean(a) − a, and two effects on every token's los
     direct    ℓ' = ℓ + (δ/s) u                            the final norm's scale frozen
 
 with u = W_U(γ ∘ w). The norm mediates 1 − DE/TE, where TE and DE are the means of the
-absolute change of the loss. In weight space LogitVar, the variance over the vocabulary of
-cos(w, W_U[:, t]), is small, and ρ, the share of w in the bottom singular vectors of W_U,
-is large.
+absolute change of the loss.
+
+In weight space the unembedding is taken as Ŵ, the final norm folded in and its mean row taken off
+every row: softmax does not see what is added to all logits alike (``centre_vocabulary``; where
+there is a softcap, which sees it, nothing is taken off). LogitVar, the variance over the vocabulary
+of cos(w, Ŵ_t), is small, and ρ, the share of w's norm along the bottom right singular vectors of
+Ŵ, is large: far above the √(k/d) that k of them have of a random direction of d dimensions.
 
 Stolfo, Wu, Gurnee, Belinkov, Song, Sachan, Nanda (2024), Confidence Regulation Neurons in
 Language Models, arXiv 2406.16254, section 3.

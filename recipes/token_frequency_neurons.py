@@ -9,8 +9,11 @@ on every token are compared:
 
 The direction mediates 1 − DE/TE of a neuron's effect on the loss. D(p_freq ‖ p_model), from the
 unigrams to the prediction, says how far from them the model is: a neuron that raises it when
-ablated pulled the prediction towards the unigrams. In weight space cos(W_U(γ ∘ w), v) says how
-much of what the neuron writes lies along v.
+ablated pulled the prediction towards the unigrams.
+
+In weight space cos(C W_U(γ ∘ w), v) says how much of what the neuron writes lies along v. C takes
+the mean over the vocabulary off, which softmax does not see (``centre_vocabulary``): this is
+Pearson's r between what the neuron adds to the logits and log frequency.
 
 Stolfo, Wu, Gurnee, Belinkov, Song, Sachan, Nanda (2024), Confidence Regulation Neurons in
 Language Models, arXiv 2406.16254, section 4.

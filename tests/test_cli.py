@@ -47,7 +47,7 @@ def test_run_show_report_netcdf(common, tmp_path, capsys):
 def test_plan_runs_nothing(common, tmp_path, capsys):
     assert call("plan", "entropy_neurons", *common, "--out", str(tmp_path / "o.zarr")) == 0
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "1 × 1 units of up to 6 neurons × 64 tokens" in said
+    assert "1 × 1 unit of up to 6 neurons × 64 tokens" in said
     assert "each token 1 time through the model" in said
     assert "on disk" in said
     assert not (tmp_path / "o.zarr").exists()

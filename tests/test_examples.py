@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ import zoo
 from safetensors.torch import save_file
 
 import confreg
-from confreg import cli
+from confreg import cli, models
+from confreg.places import profiles
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 KINDS = ["llama", "gpt2", "gemma2"]  # RMSNorm, LayerNorm, and a norm behind the MLP
@@ -138,12 +141,12 @@ def test_probabilities_are_the_oracle_s(checkpoint, folder, kind, engine, layer)
 # steering
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layer", [0, 1, 2])
-@pytest.mark.parametrize("given", ["1.7", "steer.npy:3", "steer.safetensors:3"])
+STEERED = [(kind, layer, "1.7") for kind in KINDS for layer in (0, 1, 2)]
+STEERED += [("llama", 1, "steer.npy:3"), ("llama", 1, "steer.safetensors:3")]
+
+
+@pytest.mark.parametrize(("kind", "layer", "given"), STEERED)
 def test_steering_adds_multiples_of_a_direction(checkpoint, folder, kind, layer, given):
-    if (layer, kind) != (1, "llama") and given != "1.7":
-        pytest.skip("where a direction is read from has nothing to do with layers")
     ds = run(
         checkpoint(kind), "steering", "-p", f"direction={given}", "-p", f"layer={layer}",
         "-p", "alphas=" + ",".join(map(str, ALPHAS)),
@@ -169,6 +172,27 @@ def test_steering_adds_multiples_of_a_direction(checkpoint, folder, kind, layer,
     change = abs(ds["effects"]).max("token")
     assert (change.sel(alpha=0.0) == 0).all()
     assert (change.sel(alpha=4.0) > 1e-2).all()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("nonsense", "'nonsense' is not understood"),
+        ("9.2", "layer 9"),
+        ("1.999", "1.999"),
+        ("steer.npy:7", "out of bounds"),
+        ("none.npy", "none.npy"),
+        ("narrow.npy", "width"),
+    ],
+)
+def test_a_wrong_direction_is_a_sentence(checkpoint, folder, capsys, given, said):
+    np.save("narrow.npy", np.ones((1, 7)))
+    with pytest.raises(SystemExit) as status:
+        run(checkpoint("llama"), "steering", "-p", f"direction={given}", "-p", "layer=1")
+    assert status.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
 
 
 # latents
@@ -255,6 +279,14 @@ def test_a_model_with_itself(checkpoint, folder):
     same(cut["correlation"], whole["correlation"], 1e-6)
 
 
+def test_neurons_of_two_layers_are_read_in_their_own(checkpoint, folder):
+    own = ["-p", f"other={checkpoint('llama')}", "-p", "other_layer=2"]
+    both = run(checkpoint("llama"), "correlated_neurons", *own, "--neurons", "1:4-6,2:0-9")
+    assert both["neuron"].values.tolist()[2:4] == ["1.6", "2.0"]
+    same(np.diag(both["correlation"].isel(neuron=slice(3, None))), np.ones(10), 1e-6)
+    assert (abs(both["correlation"][:3]) < 0.999).all()
+
+
 def test_models_of_other_tokens_are_a_sentence(checkpoint, folder, capsys):
     zoo.save("llama", folder / "other", vocab_size=140)
     zoo.tokenizer(80).save_pretrained(folder / "other")
@@ -308,10 +340,9 @@ def _digits():
     return load_digits()
 
 
-def test_digits_are_killed_planned_and_replaced(tmp_path, monkeypatch, capsys):
+def test_digits_are_planned_and_replaced(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    own = ["run", str(EXAMPLES / "digits.py"), "--out", "o.zarr", "--quiet", "-p", "images=40"]
-    resuming.survives(own, tmp_path, tmp_path / "o.zarr")
+    digits("-p", "images=40")
     with pytest.raises(SystemExit):
         digits("-p", "images=41")
     assert "images" in capsys.readouterr().err
@@ -320,6 +351,12 @@ def test_digits_are_killed_planned_and_replaced(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "200 images" in said
     assert "32 neurons" in said
+
+
+@pytest.mark.slow
+def test_digits_are_killed(tmp_path):
+    own = ["run", str(EXAMPLES / "digits.py"), "--out", "o.zarr", "--quiet", "-p", "images=40"]
+    resuming.survives(own, tmp_path, tmp_path / "o.zarr")
 
 
 # all of them
@@ -378,8 +415,12 @@ def test_ctrl_c_leaves_a_store_that_resumes(checkpoint, folder, example):
 @pytest.mark.slow
 @pytest.mark.parametrize("example", RUNS)
 def test_offloaded_as_in_memory(checkpoint, folder, example):
+    placement = profiles.load("offload", {"max_memory.cpu": "80kB"}).placement()
+    for kind in ("llama", "gpt2"):
+        layout = placement.plan(models.describe(str(checkpoint(kind))))
+        assert layout.read_per_pass > 0, "a layer that is not on the disk"
     cli.main(arguments(checkpoint, example, "memory.zarr"))
-    away = ["--profile", "offload", "-P", "max_memory.cpu=20kB"]
+    away = ["--profile", "offload", "-P", "max_memory.cpu=80kB"]
     cli.main(arguments(checkpoint, example, "offload.zarr", *away))
     inside, outside = (confreg.open(f"{name}.zarr").load() for name in ("memory", "offload"))
     assert outside.attrs["profile"] == "offload"
@@ -388,3 +429,21 @@ def test_offloaded_as_in_memory(checkpoint, folder, example):
             np.testing.assert_allclose(
                 outside[name], array, rtol=1e-4, atol=1e-5, err_msg=str(name)
             )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", [*RUNS, "digits"])
+def test_from_a_shell(checkpoint, folder, example):
+    """As users run it, and bit by bit what it gives in this process."""
+    if example == "digits":
+        own = ["run", str(EXAMPLES / "digits.py"), "--out", "o.zarr", "--quiet"]
+    else:
+        own = arguments(checkpoint, example)
+    done = subprocess.run(
+        [sys.executable, "-m", "confreg.cli", *own], capture_output=True, text=True, cwd=folder
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    shell = resuming.digest(folder / "o.zarr")
+    Path("o.zarr").rename("shell.zarr")
+    cli.main(own)
+    assert resuming.digest(folder / "o.zarr") == shell

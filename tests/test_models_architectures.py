@@ -37,7 +37,7 @@ def values_of(architecture: str, layer: int) -> torch.Tensor:
     return values
 
 
-@pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", zoo.EVERY)
 def test_readout_turns_the_final_residual_into_the_logits(architecture):
     model = model_of(architecture)
     norm, head = model.final_norm, model.unembedding
@@ -52,7 +52,7 @@ def test_readout_turns_the_final_residual_into_the_logits(architecture):
     torch.testing.assert_close(mine, logits, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", zoo.EVERY)
 def test_every_layer_has_its_neurons(architecture):
     model = model_of(architecture)
     judge = oracle.Oracle(model.nn._module)
@@ -69,12 +69,12 @@ def test_every_layer_has_its_neurons(architecture):
 
 
 @pytest.mark.parametrize("engine", ["exact", "series", "forward"])
-@pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", zoo.EVERY)
 def test_last_layer_agrees_with_the_oracle(architecture, engine):
     compare(architecture, 2, engine)
 
 
-@pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", zoo.EVERY)
 def test_first_layer_agrees_with_the_oracle(architecture):
     compare(architecture, 0, "forward")
 

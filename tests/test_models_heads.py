@@ -50,7 +50,7 @@ def ablate(model: Model, ids: torch.Tensor, sets=SETS) -> dict[str, torch.Tensor
         return attend_first(model, unit)
 
 
-@pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", zoo.EVERY)
 def test_ablated_heads_are_the_masked_ones(architecture):
     model, ids = model_of(architecture), zoo.tokens(2, 20)
     judge = heads_oracle.HeadOracle(zoo.tiny(architecture)[0])
@@ -103,7 +103,7 @@ def test_offloaded_heads_are_those_in_memory(checkpoint, architecture):
     torch.testing.assert_close(*scores, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", zoo.EVERY)
 def test_every_architecture_can_be_scored(architecture):
     model, ids = model_of(architecture), zoo.tokens(3, 21)
     usual = model.config._attn_implementation

@@ -36,7 +36,7 @@ def all_layers_on_disk(described):
     return Placement(device_map={"": "cpu", described.row.layers: "disk"})
 
 
-@pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", zoo.EVERY)
 def test_offloaded_equals_in_memory(checkpoint, architecture):
     folder = str(checkpoint(architecture))
     offloaded = models.load(folder, all_layers_on_disk(models.describe(folder)))

@@ -75,8 +75,12 @@ def test_effects_are_the_oracle_s(checkpoint, words, tmp_path, architecture, eng
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma"])
-def test_cosines_of_every_layer(checkpoint, words, tmp_path, architecture):
-    ds = run(checkpoint, words, tmp_path / "o.zarr", architecture, all_layers=True)
+@pytest.mark.parametrize("centred", [False, True])
+def test_cosines_of_every_layer(checkpoint, words, tmp_path, architecture, centred):
+    ds = run(
+        checkpoint, words, tmp_path / "o.zarr", architecture, all_layers=True,
+        centre_vocabulary=centred,
+    )  # fmt: skip
     network, tokenizer = zoo.tiny(architecture)
     judge = oracle.Oracle(network)
     _, v = direction(words, tokenizer)
@@ -89,6 +93,8 @@ def test_cosines_of_every_layer(checkpoint, words, tmp_path, architecture):
         if architecture == "gpt2":
             w = w - w.mean(-1, keepdim=True)
         u = (w * gain) @ head.T
+        if centred:  # then it is Pearson's r
+            u = u - u[:, : zoo.VOCAB].mean(-1, keepdim=True)
         expected = u @ v / u[:, : zoo.VOCAB].norm(dim=-1)
         np.testing.assert_allclose(ds["frequency_cosine_all"][layer], expected, atol=1e-5)
     np.testing.assert_array_equal(ds["frequency_cosine"], ds["frequency_cosine_all"][2])

@@ -7,7 +7,7 @@ from report_data import OTHERS, synthetic
 
 import confreg.results.accessor  # noqa: F401  registers ds.confreg
 from confreg.errors import ConfregError
-from confreg.results import axes, tables, vocabulary
+from confreg.results import axes, tables
 from confreg.results.index import index
 
 
@@ -99,15 +99,6 @@ def test_axes_are_told_by_their_labels():
     assert axes.main_subject(synthetic()) == "neuron"
     assert axes.is_scale(OTHERS["steering"](), "alpha")
     assert not axes.is_scale(OTHERS["latents"](), "latent")
-
-
-def test_the_vocabulary_says_what_the_schema_says():
-    from confreg.results import schema
-
-    for row in schema.DATA:
-        word = vocabulary.word(row.name)
-        assert word.long_name == row.long_name, row.name
-        assert word.units == ("" if row.units.startswith("see ") else row.units), row.name
 
 
 def test_effects_are_written_after_quantity_and_pathway():

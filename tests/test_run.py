@@ -107,7 +107,7 @@ def test_a_dataset_holds_what_its_recipe_declares(exact, checkpoint, words):
         "entropy_neurons", model=str(checkpoint("llama")), text=words, sequence_length=LENGTH,
         max_tokens=90, engine="exact", activations=True, effects=["all"],
     )  # fmt: skip
-    declared = {v.name: v for item in plan.items for v in item.gives if v.kept}
+    declared = {v.name: v for item in plan.items for v in item.gives if v.shown}
     assert set(declared) == set(exact.data_vars)
     for name, variable in declared.items():
         found = exact[name]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import itertools
 import re
+import shutil
 import sys
 import tokenize
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from zarr.storage import LocalStore
 
 import confreg
 from confreg import Axis, ConfregError, Derivation, Step, Variable
@@ -436,6 +439,94 @@ def test_the_first_step_s_parts_are_added_in_the_units_order(tmp_path):
     step = Step(big, over=(tokens,), gives=(total,))
     second = run(tmp_path, step, place=backwards, name="b.zarr")
     assert first["total"].values.tobytes() == second["total"].values.tobytes()
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@contextlib.contextmanager
+def killed_after(writes: int, monkeypatch):
+    """From the given write to the disk on, nothing more is written."""
+    count, put = itertools.count(), LocalStore.set
+
+    async def set_(self, key, value, *more):
+        if next(count) >= writes:
+            raise Killed
+        await put(self, key, value, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "set", set_)
+        yield count
+
+
+def everything():
+    """Units along two axes, sums, an axis known later, derivations in spans and whole."""
+    first = whole_step(most=lambda budget: {"unit": 2, "token": 8})
+
+    def known(stored):
+        return Axis.of("best", np.flatnonzero(stored["total"] > 0), "unit of positive sum")
+
+    best = Later("best", known, Axis.of("best", [0], "unit of positive sum"))
+    hidden = Variable("doubled", ("best",), "?", added_over=("token",), kept=False)
+    second = Step(
+        lambda model, unit: {"doubled": (2.0 * unit.best + unit.token[0]).astype("f4")},
+        over=(best, first.over[1]), gives=(hidden,), needs=(first,), name="doubling",
+    )  # fmt: skip
+    spans = Derivation(
+        lambda ds: {"shifted": ds["each"] - ds["total"]}, by="unit",
+        gives=(Variable("shifted", ("unit", "token"), "?"),),
+    )  # fmt: skip
+    number = Derivation(
+        lambda ds: {"mean": ds["shifted"].mean() + ds["doubled"].sum()},
+        gives=(Variable("mean", (), "?"),),
+    )
+    return [first, spans, second, number]
+
+
+def digest(path):
+    return {
+        str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()
+    }
+
+
+def go_on(path):
+    items = everything()
+    place = Place(Budget(memory=2000, tokens=8))
+    plan = Plan("test", tuple(items), place, {}, {"title": "test"})
+    store = Store.resume(path, {}) if path.exists() else Store.create(path, {}, {})
+    Run(plan, store, Progress(False)).execute()
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_a_run_that_ends_before_any_of_its_writes_ends_with_the_same_bytes(
+    tmp_path, monkeypatch, part
+):
+    with killed_after(10**9, monkeypatch) as count:
+        go_on(tmp_path / "whole.zarr")
+    writes, whole = next(count), digest(tmp_path / "whole.zarr")
+    assert writes > 60
+    for number in range(part, writes, 4):
+        path = tmp_path / f"{number}.zarr"
+        with killed_after(number, monkeypatch), pytest.raises(Killed):
+            go_on(path)
+        go_on(path)
+        found = digest(path)
+        wrong = [k for k in {*found, *whole} if found.get(k) != whole.get(k)]
+        assert not wrong, f"write {number} of {writes}"
+        shutil.rmtree(path)
+
+
+def test_a_chunk_that_was_lost_is_made_again(tmp_path):
+    path = tmp_path / "a.zarr"
+    go_on(path)
+    whole = digest(path)
+    for name in [name for name in whole if "/c" in name and "/done/" not in name]:
+        (path / name).unlink()
+        go_on(path)
+        found = digest(path)
+        wrong = [k for k in {*found, *whole} if found.get(k) != whole.get(k)]
+        assert not wrong, name
 
 
 WORDS = re.compile(

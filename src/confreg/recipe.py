@@ -303,7 +303,8 @@ def _from_file(path: Path) -> Recipe:
         raise ConfregError(f"There is no recipe file {str(path)!r}.")
     path = path.resolve()
     content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()[:12]
+    # And where they lie: two files of the same bytes are two recipes.
+    digest = hashlib.sha256(bytes(path) + b"\0" + content).hexdigest()[:12]
     name = f"{path.stem}_{digest}"
     if name in sys.modules:
         return _only_recipe(sys.modules[name], str(path))

@@ -44,13 +44,15 @@ VARIABLES = {
 }
 TABLE = {name: key for key, names in VARIABLES.items() for name in names.split()}
 SUBJECTS = ("neuron", "set")
+LABELS = ("top1",)  # a token's index is no quantity
 
 
 def validate(ds: xr.Dataset) -> None:
     """Every variable says what it is and is what it was declared as; attributes are flat."""
     for name, array in ds.variables.items():
         assert array.attrs["long_name"], name
-        assert name in ds.coords or array.attrs.get("units") or array.dtype.kind in "bOUT", name
+        label = name in LABELS or name in ds.coords or array.dtype.kind in "bOUT"
+        assert label or array.attrs.get("units"), name
         if name in TABLE:
             dims, dtype = TABLE[str(name)]
             allowed = [tuple(dims.replace("subject", subject).split()) for subject in SUBJECTS]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -67,6 +68,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "starcoder2": _COMMON,
 }
 ARCHITECTURES = list(CONFIGS)
+FEW = ("gpt2", "llama", "gemma2", "bloom")
+"""LayerNorm and RMSNorm, post-norms and a softcap, neurons of another width."""
+EVERY = [
+    pytest.param(name, marks=[] if name in FEW else [pytest.mark.slow]) for name in ARCHITECTURES
+]
+"""For tests of every architecture, of which the quick ones take a few."""
 
 
 def tokenizer(size: int = VOCAB) -> PreTrainedTokenizerFast:

@@ -78,7 +78,8 @@ def ablation(
     Raises
     ------
     ConfregError
-        An engine that cannot measure these effects.
+        An engine that cannot measure these effects, or a measure that returns no number for a
+        prediction.
     """
     work = _Ablation(study, subjects, tokens, tuple(effects), to, edits, layer, counts)
     work.watch(watched, study.options.activations if activations is None else activations, changes)
@@ -96,6 +97,28 @@ def ablation(
     )
     before = [] if to is None or work.shared else to.items
     return [*before, step, *work.derived()]
+
+
+def _try(effects: Sequence[fx.Effect], vocabulary: int) -> None:
+    """Call a user's own measures on logits of zero, so that what is wrong is said in the plan."""
+    import torch
+
+    logits, targets = torch.zeros(3, vocabulary, dtype=torch.float64), torch.tensor([0, 1, -1])
+    given = {"log_frequency": logits[0], "norm_scale": torch.ones(3, dtype=torch.float64)}
+    for measure in {effect.quantity: effect.measure for effect in effects}.values():
+        if measure.shared:
+            continue
+        try:
+            with torch.no_grad():
+                if measure.comparing:
+                    measure.compared(fx.Comparison(logits, logits))
+                else:
+                    found = measure.of(logits, targets, given)
+                    measure.change(found, found)
+        except ValueError as error:
+            if not str(error).startswith(f"measure {measure.name!r} returned"):
+                raise
+            raise ConfregError(f"{str(error)[0].upper()}{str(error)[1:]}.") from error
 
 
 class _Unknown(dict[str, np.ndarray]):
@@ -123,6 +146,7 @@ class _Ablation:
         self.assumed = resolve(subjects, None)
         self.to, self.edits, self.counts = to, edits, counts
         self.model = study.model.about
+        _try(effects, self.model.vocab_size)
         self.layer = self.model.layer(layer)
         self.layers = getattr(self.assumed, "layers", [self.layer])
         self.cube = study.options.reduce == "none"

@@ -132,10 +132,11 @@ def _units(layout: Layout) -> str:
     if not layout.cuts:
         return "1 unit"
     counts = " × ".join(f"{count:,}" for count in layout.counts)
+    units = "unit" if all(count == 1 for count in layout.counts) else "units"
     largest = " × ".join(
         f"{max(b - a for a, b in spans):,} {name}s" for name, spans in layout.cuts.items()
     )
-    return f"{counts} units of up to {largest}"
+    return f"{counts} {units} of up to {largest}"
 
 
 def _passes(layout: Layout) -> str:
@@ -143,6 +144,7 @@ def _passes(layout: Layout) -> str:
     text = any(layout.axes[name].whole is not None for name in layout.cuts)
     if not text:
         return f"{passes:,.0f} trace{'s' if passes != 1 else ''}" if passes else "no pass"
+    passes = round(passes, 1)
     shown = f"{passes:,.0f}" if passes >= 10 or passes == int(passes) else f"{passes:.1f}"
     return f"each token {shown} time{'s' if shown != '1' else ''} through the model"
 

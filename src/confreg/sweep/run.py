@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -76,14 +77,26 @@ class Run:
             The disk is full, a block is not what its step declares, or a sentence of the place.
         """
         for name, item in self.plan.named():
-            self._label(axes_of(item))
-            if isinstance(item, Step):
-                self._step(name, item)
-            else:
-                self._derive(name, item)
+            with self._explained():
+                self._label(axes_of(item))
+                if isinstance(item, Step):
+                    self._step(name, item)
+                else:
+                    self._derive(name, item)
         if self.changed or not self.store.complete:
             self._jobs()
             self.store.finish({**self.plan.attributes, **self._numbers(), ORDER: self._order()})
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn an error out of the recipe's own code into a sentence."""
+        try:
+            yield
+        except Exception as error:
+            said = self.plan.explain(error)
+            if said is None:
+                raise
+            raise said from error
 
     def _label(self, axes: tuple[Any, ...]) -> None:
         for axis in axes:
@@ -134,15 +147,9 @@ class Run:
         things = " × ".join(f"{name}s" for name in layout.cuts) or "unit"
         with self.progress.bar(step.title, total, things) as advance:
             advance(total - sum(spans.size for spans in todo))
-            try:
-                for spans, block in self.plan.place.run(layout, todo, make):
-                    self.store.write_unit(layout, spans, block)
-                    advance(spans.size)
-            except Exception as error:
-                said = self.plan.explain(error)
-                if said is None:
-                    raise
-                raise said from error
+            for spans, block in self.plan.place.run(layout, todo, make):
+                self.store.write_unit(layout, spans, block)
+                advance(spans.size)
 
     def _derive(self, name: str, item: Derivation) -> None:
         spans = self.store.lay_out_derivation(item, name, self.axes, self._span(item))

@@ -11,6 +11,7 @@ was killed and started again ends with the same bytes as one which was not.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -121,14 +122,17 @@ class Store:
                 continue
             dims = label.dims or (axis.name,)
             with disk_errors(self.path):
-                self._write(self.root, name, dims, label.values, label.attributes)
                 if name != axis.name:
                     self._note_coordinate(name)
+                # Last: what is whole is not looked at again.
+                self._write(self.root, name, dims, label.values, label.attributes)
 
     def lay_out(self, layout: Layout) -> None:
         """Make the arrays of a step, unless they are there."""
         with disk_errors(self.path):
             work = self.work.require_group(layout.name)
+            if "cuts" not in work.attrs:  # before all else: arrays are chunked by them
+                work.attrs["cuts"] = json.dumps({k: list(v) for k, v in layout.cuts.items()})
             for variable in layout.step.gives:
                 parts = [len(layout.cuts[axis]) for axis in variable.gathered_over]
                 shape = (*parts, *layout.shape(variable))
@@ -140,7 +144,6 @@ class Store:
             if "done" not in work:
                 dims = [f"{axis}_unit" for axis in layout.cuts]
                 _done(work, layout.counts, dims)
-                work.attrs["cuts"] = json.dumps({k: list(v) for k, v in layout.cuts.items()})
 
     def cuts(self, name: str) -> dict[str, list[tuple[int, int]]] | None:
         """The units into which a step was cut when it was begun, if it was."""
@@ -170,14 +173,22 @@ class Store:
         return _get(home, variable.name), (*parts, *where)
 
     def gather(self, layout: Layout) -> None:
-        """Make one of the units' parts, in their order, for every variable that has such."""
+        """Make one of the units' parts, in their order, for every variable that has such.
+
+        One part after the other: no more than two are held at once.
+        """
+        work = _group(self.work, layout.name)
         for variable in layout.step.gives:
-            if variable.gathered_over:
-                parts = np.asarray(_get(_group(self.work, layout.name), variable.name)[...])
-                parts = parts.reshape(-1, *layout.shape(variable))
-                # nan where a unit has nothing to say is no largest.
-                total = np.fmax.reduce(parts) if variable.largest_over else parts.sum(axis=0)
-                self.write(variable, total)
+            if not variable.gathered_over:
+                continue
+            parts = _get(work, variable.name)
+            units = parts.shape[: len(variable.gathered_over)]
+            total = None
+            for at in np.ndindex(units):
+                part = np.asarray(parts[at])
+                # NaN where a unit has nothing to say is no largest.
+                total = part if total is None else variable.gather(total, part)
+            self.write(variable, total)
 
     def write(self, variable: Variable, values: Any) -> None:
         """Write a whole variable."""
@@ -259,20 +270,22 @@ class Store:
         return found
 
     def _is_readable(self, layout: Layout, spans: Spans) -> bool:
-        for variable in layout.step.gives:
-            if layout.is_written(variable, spans):
-                array, where = self._part(layout, variable, spans)
-                if not readable(lambda array=array, where=where: array[where]):
-                    return False
-        return True
+        return all(
+            self._is_whole(*self._part(layout, variable, spans))
+            for variable in layout.step.gives
+            if layout.is_written(variable, spans)
+        )
 
     def readable(self, variable: Variable) -> bool:
         """Whether a whole variable is there and can be read."""
         home = self._home(variable)
         return variable.name in home and self._is_whole(home[variable.name])
 
-    def _is_whole(self, array: Any) -> bool:
-        return readable(lambda: array[...])
+    def _is_whole(self, array: Any, where: tuple[Any, ...] | None = None) -> bool:
+        """Whether part of an array can be read, and none of it is fill for want of a chunk."""
+        part = (slice(None),) * array.ndim if where is None else where
+        files = (self.path / array.path / key for key in _chunk_keys(array, part))
+        return all(file.is_file() for file in files) and readable(lambda: array[part])
 
     def finish(self, attributes: Mapping[str, Value]) -> None:
         """Add the last attributes, gather the metadata of all arrays, and mark the store complete.
@@ -280,9 +293,9 @@ class Store:
         Attributes and metadata stand in an order that does not depend on when they were written.
         """
         with disk_errors(self.path):
-            found = {**dict(self.root.attrs.asdict()), **attributes, "complete": 1}
+            found = {**dict(self.root.attrs.asdict()), **attributes, "complete": 0}
             self.root.attrs.put({key: found[key] for key in sorted(found)})
-            consolidate(self.path)
+            consolidate(self.path, {"complete": 1})
 
     def reopen(self) -> None:
         """Mark a complete store as one that is being written again."""
@@ -311,8 +324,11 @@ class Store:
         array[...] = values
 
 
-def consolidate(path: Path) -> None:
-    """Gather the metadata of all arrays in the root's, sorted by name."""
+def consolidate(path: Path, last: Mapping[str, Value]) -> None:
+    """Gather the metadata of all arrays in the root's, sorted by name.
+
+    The root's attributes ``last`` are set in the same moment.
+    """
     import warnings
 
     with warnings.catch_warnings():
@@ -323,9 +339,21 @@ def consolidate(path: Path) -> None:
     found = json.loads(file.read_text())
     inner = found["consolidated_metadata"]["metadata"]
     found["consolidated_metadata"]["metadata"] = {key: inner[key] for key in sorted(inner)}
+    found["attributes"] |= last
     partial = path / "zarr.json.partial"
     partial.write_text(json.dumps(found, indent=2))
     partial.replace(file)
+
+
+def _chunk_keys(array: Any, where: tuple[Any, ...]) -> Iterator[str]:
+    """Names of the chunks that hold part of an array; ``where`` has a slice or a number a dim."""
+    each = []
+    for index, length, chunk in zip(where, array.shape, array.chunks):
+        whole = index if isinstance(index, slice) else slice(index, index + 1)
+        start, stop, _ = whole.indices(length)
+        each.append(range(start // chunk, -(-stop // chunk)) if stop > start else range(0))
+    for coordinates in itertools.product(*each):
+        yield array.metadata.encode_chunk_key(coordinates)
 
 
 def _done(work: zarr.Group, counts: tuple[int, ...], dims: list[str]) -> None:
