@@ -37,7 +37,7 @@ from confreg.places.ndif import client, http, place, server
 from confreg.places.ndif.faults import Transient
 from confreg.places.ndif.identity import model_key
 from confreg.places.ndif.journal import journal_path
-from confreg.steps import ablation
+from confreg.steps import upload
 from confreg.sweep.budget import Block
 from confreg.sweep.layout import Layout
 from confreg.sweep.store import Store
@@ -338,7 +338,9 @@ def test_heads_by_name(lab, local, tmp_path, sandbox):
     ds = lab.run("lab/tiny-llama", out, overrides={"sandbox": sandbox}, **options)
     assert np.abs(ds["activation_change"]).max() > 0.01
     # There are no attention patterns to score heads by.
-    assert_equal(ds, local("lab/tiny-llama", **options).drop_dims(["model_layer", "head"]))
+    assert_equal(
+        ds, local("lab/tiny-llama", **options).drop_dims(["model_layer", "head", "scored"])
+    )
 
 
 def test_several_jobs_in_flight_and_a_websocket(lab, local, tmp_path):
@@ -385,7 +387,7 @@ def test_a_run_stopped_between_units_of_neurons(lab, local, tmp_path, monkeypatc
     # One unit of tokens: ablation values are found in the pass that measures the effects, and
     # those of the units before a stop are asked for again.
     monkeypatch.setattr(place, "UPLOAD", 100)
-    monkeypatch.setattr(ablation, "UPLOAD_LEAST", 100)
+    monkeypatch.setattr(upload, "LEAST", 100)
     out, write = tmp_path / "run.zarr", Store.write_unit
 
     def once(store: Store, layout: Layout, spans: Spans, block: Block) -> None:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 SAMPLE = 4096
 """Pairs of a run that are recomputed exactly, in float64, to measure the error."""
-UPLOAD_LEAST = 5_000
-"""Bytes of a request that edits are left, where token counts take nearly all."""
 CLOSED_FORMS = ("series", "exact")
 
 
@@ -304,7 +302,7 @@ class _Ablation:
             counts = len(zstandard.compress(self.packed.tobytes()))
             # Counts of a vocabulary so large are more than that by themselves.
             left = upload - counts if counts < upload else upload // 2
-        return entries_that_fit(self.assumed, self._pretended(), max(left, UPLOAD_LEAST))
+        return entries_that_fit(self.assumed, self._pretended(), left)
 
     def _pretended(self) -> Callable[[int, int], Any]:
         """Spans of the axis as edits, with random numbers for what is not stored yet."""

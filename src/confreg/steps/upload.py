@@ -10,6 +10,8 @@ import numpy as np
 from confreg.axes import Axis
 from confreg.sweep.layout import cut
 
+LEAST = 5_000
+"""Bytes that edits are left in any case, where token counts take nearly all of a request."""
 WEIGHED = 32
 """Units of which the heaviest counts; where there are more, some of them are weighed."""
 FIRST = 64
@@ -26,8 +28,9 @@ def entries_that_fit(axis: Axis, make: Callable[[int, int], Any], most: int) -> 
         ``make(start, stop)``: a span of the axis as edits, of numbers that compress as badly as
         those of the run.
     most : int
-        Bytes that they may take, compressed.
+        Bytes that they may take, compressed; no less than `LEAST`.
     """
+    most = max(most, LEAST)
     some = min(len(axis), FIRST)
     if some == 0:
         return 1
