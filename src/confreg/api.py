@@ -32,6 +32,7 @@ def run(recipe: str | Path | Recipe, **given: Any) -> xr.Dataset:
     """
     from confreg.progress import Progress
     from confreg.results.open import open
+    from confreg.sweep.lock import writing
     from confreg.sweep.run import Run
 
     found = find(recipe)
@@ -41,9 +42,10 @@ def run(recipe: str | Path | Recipe, **given: Any) -> xr.Dataset:
         plan = make_plan(found, options, parameters, progress)
     path = None if options.out is None else local_path(options.out)
     path = path or Path(tempfile.mkdtemp(prefix="confreg-")) / f"{found.name}.zarr"
-    store = open_store(plan, path, options.overwrite)
-    with places.entered(plan.place, path, plan.configuration, progress):
-        Run(plan, store, progress).execute()
+    with writing(path):
+        store = open_store(plan, path, options.overwrite)
+        with places.entered(plan.place, path, plan.configuration, progress):
+            Run(plan, store, progress).execute()
     ds = open(path)
     if not ds.attrs["complete"]:
         raise ConfregError(f"The store {str(path)!r} is not finished; run its command again.")
