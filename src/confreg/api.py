@@ -190,9 +190,12 @@ def _configuration(
 ) -> dict[str, Any]:
     """What a run must share with a store to go on with it."""
     import confreg
+    from confreg.models.fingerprint import fingerprint
 
     of_model = _of_model(study.model)
     of_model.pop("model_layers", None)
+    used = [study.model, *(each for item in items for each in getattr(item, "models", ()))]
+    weights = [fingerprint(network) for network in dict.fromkeys(used)]
     labels = hashlib.sha256()
     for item in items:
         for axis in axes_of(item):
@@ -203,6 +206,7 @@ def _configuration(
         "recipe_sha256": hashlib.sha256(recipe.source).hexdigest(),
         "parameters": dict(parameters),
         **of_model,
+        "weights_sha256": hashlib.sha256(" ".join(weights).encode()).hexdigest(),
         **{k: v for k, v in study.attributes.items() if k.startswith("corpus")},
         "profile": profile,
         **options.shared(),
