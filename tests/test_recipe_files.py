@@ -439,3 +439,40 @@ def test_a_recipe_without_a_source_is_refused(checkpoint, words):
         confreg.plan(
             found["scaled"], model=str(checkpoint("llama")), text=words, sequence_length=16
         )
+
+
+WITH_HELPER = SMALL.replace("import torch\n", "import torch\nfrom helper import K\n").replace(
+    "times * found", "times * K * found"
+)
+
+
+def scaled_by(folder: Path, k: float, **options) -> float:
+    folder.mkdir(exist_ok=True)
+    (folder / "mine.py").write_text(WITH_HELPER)
+    (folder / "helper.py").write_text(f"K = {k!r}\n")
+    ds = confreg.run(folder / "mine.py", **options)
+    return float(np.abs(ds["scaled"]).sum())
+
+
+def test_recipes_have_their_own_helpers_and_a_changed_one_is_seen(checkpoint, words, tmp_path):
+    options = {
+        "model": str(checkpoint("llama")), "text": words, "neurons": "2:0-3",
+        "sequence_length": 16, "max_tokens": 48, "progress": False,
+    }  # fmt: skip
+    one = scaled_by(tmp_path / "a", 1.0, out=tmp_path / "a.zarr", **options)
+    other = scaled_by(tmp_path / "b", 100.0, out=tmp_path / "b.zarr", **options)
+    assert other == pytest.approx(100 * one, rel=1e-5)
+    again = scaled_by(tmp_path / "a", 1.0, out=tmp_path / "a.zarr", **options)
+    assert again == one
+    with pytest.raises(ConfregError, match="recipe_sha256"):
+        scaled_by(tmp_path / "a", 1000.0, out=tmp_path / "a.zarr", **options)
+    replaced = scaled_by(tmp_path / "a", 1000.0, out=tmp_path / "a.zarr", overwrite=True, **options)
+    assert replaced == pytest.approx(1000 * one, rel=1e-5)
+
+
+def test_a_recipe_s_name_is_no_module_s(checkpoint, words, tmp_path):
+    import random
+
+    (tmp_path / "random.py").write_text(SMALL)
+    find(tmp_path / "random.py")
+    assert sys.modules["random"] is random

@@ -203,7 +203,7 @@ def _configuration(
                 labels.update("\n".join([axis.name, *map(str, axis.index.tolist())]).encode())
     return {
         "recipe": recipe.name,
-        "recipe_sha256": hashlib.sha256(recipe.source).hexdigest(),
+        "recipe_sha256": recipe.digest,
         "parameters": dict(parameters),
         **of_model,
         "weights_sha256": hashlib.sha256(" ".join(weights).encode()).hexdigest(),

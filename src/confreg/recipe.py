@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from confreg import beside
 from confreg.errors import ConfregError
 from confreg.options import names as option_names
 
@@ -82,6 +83,13 @@ class Recipe:
                 "the recipe in a file or in a notebook's cell, not in `python -c` or on standard "
                 "input."
             ) from None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the source, and of the modules beside the recipe that it imports."""
+        module = sys.modules.get(self.lay_out.__module__)
+        others = "".join(getattr(module, BESIDE, {}).values())
+        return hashlib.sha256(self.source + others.encode()).hexdigest()
 
     @property
     def summary(self) -> str:
@@ -286,6 +294,8 @@ def find(recipe: str | Path | Recipe) -> Recipe:
 
 
 _MARK = "#"
+BESIDE = "__confreg_beside__"
+"""Where a recipe's module keeps the digests of the modules beside it that it imports."""
 
 
 def _real_path(filename: str) -> str:
@@ -306,19 +316,18 @@ def _from_file(path: Path) -> Recipe:
     # And where they lie: two files of the same bytes are two recipes.
     digest = hashlib.sha256(bytes(path) + b"\0" + content).hexdigest()[:12]
     name = f"{path.stem}_{digest}"
-    if name in sys.modules:
+    if name in sys.modules and beside.unchanged(getattr(sys.modules[name], BESIDE, {})):
         return _only_recipe(sys.modules[name], str(path))
     filename = f"{path}{_MARK}{digest}"
     text = importlib.util.decode_source(content)
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
     module = ModuleType(name)
     module.__file__ = str(path)
-    # As with a script: helper modules beside the recipe can be imported by it.
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))
     sys.modules[name] = module
     try:
-        exec(compile(text, filename, "exec"), vars(module))
+        with beside.importing(path.parent):
+            exec(compile(text, filename, "exec"), vars(module))
+        setattr(module, BESIDE, beside.digests(path.parent))
     except BaseException as error:
         del sys.modules[name]
         if isinstance(error, ConfregError) or not isinstance(error, Exception):
