@@ -312,3 +312,17 @@ def test_a_full_disk_is_a_sentence_and_the_run_resumes(checkpoint, words, tmp_pa
         assert ds.attrs["complete"] == 1
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("name", ["effects", "te", "token_text"])
+def test_a_lost_chunk_is_said_when_a_store_is_opened_and_is_mended(
+    checkpoint, words, tmp_path, name
+):
+    out = tmp_path / "a.zarr"
+    small(checkpoint, words, out)
+    before = digest(out)
+    next(file for file in (out / name / "c").rglob("*") if file.is_file()).unlink()
+    with pytest.raises(confreg.ConfregError, match=f"chunks of '{name}' are missing"):
+        confreg.open(out)
+    small(checkpoint, words, out)
+    assert digest(out) == before

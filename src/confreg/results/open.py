@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import xarray as xr
+import zarr
 
 from confreg.errors import ConfregError
-from confreg.sweep.store import ORDER, disk_errors, open_root
+from confreg.sweep.store import ORDER, SCHEMA_ATTRIBUTE, disk_errors, open_root
 
 
 def open(path: str | Path) -> xr.Dataset:
@@ -30,8 +31,21 @@ def open(path: str | Path) -> xr.Dataset:
     path = Path(path).expanduser()
     if path.is_file():
         return _tidy(_open_netcdf(path))
-    open_root(path)
+    _check_whole(path, open_root(path))
     return _tidy(xr.open_zarr(path, consolidated=False, chunks=None))
+
+
+def _check_whole(path: Path, root: zarr.Group) -> None:
+    """Refuse a finished store that has lost files: what is not there would read as no number."""
+    if not root.attrs.get("complete") or str(root.attrs[SCHEMA_ATTRIBUTE]).startswith("1."):
+        return
+    for name, array in root.arrays():
+        lost = array.nchunks - array.nchunks_initialized
+        if lost:
+            raise ConfregError(
+                f"{lost} of the {array.nchunks} chunks of {name!r} are missing in {str(path)!r}. "
+                "Run the command that made it again: it computes what is missing."
+            )
 
 
 def _open_netcdf(path: Path) -> xr.Dataset:

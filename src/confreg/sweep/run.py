@@ -101,8 +101,10 @@ class Run:
     def _label(self, axes: tuple[Any, ...]) -> None:
         for axis in axes:
             if axis.name not in self.axes:
-                self.axes[axis.name] = resolve(axis, self.stored)
-                self.store.label(self.axes[axis.name])
+                known = self.axes[axis.name] = resolve(axis, self.stored)
+                if names := self.store.lacks(known):
+                    self._begin()
+                    self.store.label(known, names)
 
     def _begin(self) -> None:
         """Something is missing: the store is being written from here on."""

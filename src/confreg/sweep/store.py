@@ -14,7 +14,7 @@ import errno
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -115,11 +115,18 @@ class Store:
         """Whether the run that writes this store has ended."""
         return bool(self.root.attrs["complete"])
 
-    def label(self, axis: Axis) -> None:
-        """Write the labels of an axis, unless they are there."""
-        for name, label in axis.labels.items():
-            if name in self.root and self._is_whole(self.root[name]):
-                continue
+    def lacks(self, axis: Axis) -> list[str]:
+        """The labels of an axis that are not there, or not whole."""
+        return [
+            name
+            for name in axis.labels
+            if name not in self.root or not self._is_whole(self.root[name])
+        ]
+
+    def label(self, axis: Axis, names: Sequence[str]) -> None:
+        """Write some labels of an axis."""
+        for name in names:
+            label = axis.labels[name]
             dims = label.dims or (axis.name,)
             with disk_errors(self.path):
                 if name != axis.name:
