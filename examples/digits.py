@@ -53,7 +53,12 @@ def digits(study, *, images: int = 200):
         entries=lambda start, stop: (pixels, pixels[start:stop], targets[start:stop]),
     )  # fmt: skip
     names = [effect.name for effect in EFFECTS]
-    effect = Axis.of("effect", names, "effect of setting the neuron to its mean")
+    units = Label([effect.units for effect in EFFECTS], "units of the effect")
+    long = Label([effect.long_name for effect in EFFECTS], "description of the effect")
+    effect = Axis.of(
+        "effect", names, "effect of setting the neuron to its mean", effect_units=units,
+        effect_long_name=long,
+    )  # fmt: skip
     change = Variable("effects", ("neuron", "image", "effect"), "change of the prediction")
     loss = Variable("loss", ("image",), "loss of the classifier", "nats")
     return Step(ablate, over=(neuron, image), along=(effect,), gives=(change, loss))

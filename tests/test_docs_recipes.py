@@ -32,12 +32,13 @@ def measured(recipe, checkpoint, words, tmp_path, **options):
     )  # fmt: skip
 
 
-def test_the_smallest_recipe(checkpoint, words, tmp_path):
+@pytest.mark.parametrize("neurons", ["2:0-7", "0.3,1:2-4"])
+def test_the_smallest_recipe(checkpoint, words, tmp_path, neurons):
     recipe = own(tmp_path, "mean_activation", SMALLEST)
-    ds = measured(recipe, checkpoint, words, tmp_path, neurons="2:0-7", unit_tokens=16)
+    ds = measured(recipe, checkpoint, words, tmp_path, neurons=neurons, unit_tokens=16)
     usual = confreg.run(
         "entropy_neurons", model=str(checkpoint("llama")), text=words, sequence_length=16,
-        max_tokens=64, out=tmp_path / "e.zarr", progress=False, neurons="2:0-7", activations=True,
+        max_tokens=64, out=tmp_path / "e.zarr", progress=False, neurons=neurons, activations=True,
     )  # fmt: skip
     np.testing.assert_allclose(ds["total"], usual["activation"].sum("token"), rtol=1e-5, atol=1e-5)
     assert ds["total"].attrs["long_name"] == "sum of activations"

@@ -124,7 +124,7 @@ def make_plan(
         configuration=_configuration(recipe, options, study, said, profile.name, items, added),
         attributes={
             "title": f"{recipe.name}: {model.name}",
-            **provenance.attributes(recipe.name, recipe.source, options.seed),
+            **provenance.attributes(recipe.name, recipe.source, recipe.documentation, options.seed),
             **_of_model(model),
             **study.attributes,
             "profile": profile.name,

@@ -27,8 +27,8 @@ class Label:
 
     Attributes
     ----------
-    values : ndarray
-        One value an entry; text as objects.
+    values : array_like
+        One value an entry; kept as an array, text as objects.
     long_name : str
     units : str
         Empty for labels that are no quantity.
@@ -39,7 +39,7 @@ class Label:
         ``"other"``. By default that is told from the labels.
     """
 
-    values: np.ndarray
+    values: Any
     long_name: str
     units: str = ""
     dims: tuple[str, ...] = ()

@@ -46,13 +46,16 @@ class Replace:
         Neurons of the layer.
     values : Tensor (n,) float32, optional
         What replaces them: by default not known yet, see `to`.
+    layer : int, optional
+        The layer, for traces that have nothing else to tell it by.
     """
 
     into = "mlp"
 
-    def __init__(self, index, values=None):
+    def __init__(self, index, values=None, layer=None):
         self.index = index
         self.values = values
+        self.layer = layer
 
     def __len__(self):
         return len(self.index)
@@ -60,11 +63,11 @@ class Replace:
     def cut(self, start, stop):
         """Some of the edits."""
         values = None if self.values is None else self.values[start:stop]
-        return Replace(self.index[start:stop], values)
+        return Replace(self.index[start:stop], values, self.layer)
 
     def to(self, values):
         """The same neurons, replaced by ``values`` (n,)."""
-        return Replace(self.index, values)
+        return Replace(self.index, values, self.layer)
 
     def known(self):
         """The values, float32."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def effect_axis(effects: Sequence[Effect]) -> Axis:
     """Effects as an axis, labelled by what they are of and by which pathway."""
     columns = {
-        "effect": ("effect of ablating the neuron", [e.name for e in effects]),
+        "effect": ("effect of the edit on the prediction", [e.name for e in effects]),
         "quantity": ("what is measured of a prediction", [e.quantity for e in effects]),
         "pathway": ("through what the edit acts", [e.pathway for e in effects]),
         "effect_units": ("units of the effect", [e.units for e in effects]),

@@ -49,7 +49,7 @@ def weight_statistics(
     model, memory = study.model.about, study.budget.memory
     vectors = Label(
         np.arange(model.d_model, dtype=np.int32),
-        "left singular vector of W_U, largest first",
+        "right singular vector of the folded unembedding, largest first",
         kind="other",
     )
     component = Axis("component", {"component": vectors})
@@ -126,14 +126,14 @@ def _chance(width: int, count: int) -> Derivation:
             Variable(
                 "null_fraction_chance",
                 (),
-                "ρ of a random direction, root mean square",
+                "root mean square of ρ over random directions",
                 "1",
                 "float64",
             ),
             Variable(
                 "null_fraction_chance_max",
                 (),
-                f"what the largest ρ of {count:,} random directions is about",
+                f"largest ρ of {count:,} random directions, about",
                 "1",
                 "float64",
             ),

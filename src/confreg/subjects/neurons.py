@@ -96,7 +96,7 @@ def neuron_axis(neurons: Neurons, width: int, name: str = "neuron") -> NeuronAxi
     return NeuronAxis(
         name,
         labels,
-        entries=lambda start, stop: replacing(neurons.index[start:stop]),
+        entries=lambda start, stop: replacing(neurons, start, stop),
         together=neurons.layer,
         says=f"{len(neurons):,} of layer{'s' if len(neurons.layers) > 1 else ''} {layers}",
         neurons=neurons,
@@ -104,13 +104,15 @@ def neuron_axis(neurons: Neurons, width: int, name: str = "neuron") -> NeuronAxi
     )
 
 
-def replacing(index: np.ndarray) -> Replace:
-    """Edits that replace neurons of one layer, by values that are not said yet."""
+def replacing(neurons: Neurons, start: int, stop: int) -> Replace:
+    """Edits that replace a span of neurons of one layer, by values that are not said yet."""
     import torch
 
     from confreg.effects import Replace
 
-    return Replace(torch.from_numpy(index.copy()))
+    index = torch.from_numpy(neurons.index[start:stop].copy())
+    layer = int(neurons.layer[start]) if start < len(neurons) else None
+    return Replace(index, layer=layer)
 
 
 def choose(spec: str, layer: int, n_layers: int, n_neurons: int, seed: int) -> Neurons:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -11,7 +12,6 @@ import confreg
 from confreg.options import Options
 
 LIBRARIES = ("nnsight", "torch", "transformers", "accelerate", "zarr", "xarray")
-REFERENCES = "Stolfo et al. (2024), arXiv 2406.16254"
 
 
 def versions() -> dict[str, str]:
@@ -25,12 +25,16 @@ def versions() -> dict[str, str]:
     return found
 
 
-def attributes(recipe: str, source: bytes, seed: int) -> dict[str, str | int | float]:
+def attributes(
+    recipe: str, source: bytes, documentation: str, seed: int
+) -> dict[str, str | int | float]:
     """Root attributes known before the run: flat, and free of clocks and credentials."""
     v = versions()
+    papers = dict.fromkeys(re.findall(r"arXiv[: ]\s?(\d{4}\.\d{4,5})", documentation))
+    references = ", ".join(f"arXiv {paper}" for paper in papers)
     return {
         "Conventions": "CF-1.11",
-        "references": REFERENCES,
+        **({"references": references} if references else {}),
         "creation_library": "confreg",
         "creation_library_version": confreg.__version__,
         "recipe": recipe,
