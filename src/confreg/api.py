@@ -211,7 +211,7 @@ def _configuration(
         "profile": profile,
         **options.shared(),
         "labels_sha256": labels.hexdigest(),
-        **{f"{key}": value for key, value in added.items() if key.endswith("sha256")},
+        **{key: value for key, value in added.items() if key.endswith("sha256")},
         "confreg": confreg.__version__,
     }
 

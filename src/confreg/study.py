@@ -52,9 +52,7 @@ class Study:
     ) -> None:
         self.model, self.options, self.budget = model, options, budget
         self._usual, self._on_request, self._recipe = tuple(usual), tuple(on_request), recipe
-        self.facts: list[tuple[str, str]] = []
         self.attributes: dict[str, str | int | float] = {}
-        self.table: TokenTable | None = None
 
     @property
     def is_remote(self) -> bool:
@@ -168,7 +166,6 @@ class Study:
                 "No token of this text is kept: a kept token has position 3 or more, a next token, "
                 "and neither is special. Give longer text."
             )
-        self.table = table
         self.attributes |= {
             "tokenizer": table.tokenizer,
             "corpus": table.corpus,

@@ -269,9 +269,9 @@ class Store:
         list of str
             Which ones.
         """
-        found = []
+        found, done = [], self.done(layout.name)
         for spans in layout.units():
-            if self.done(layout.name)[spans.at] and not self._is_readable(layout, spans):
+            if done[spans.at] and not self._is_readable(layout, spans):
                 _get(_group(self.work, layout.name), "done")[spans.at] = 0
                 found.append(f"{layout.step.title}, unit {spans.key}")
         return found
