@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import tokenize
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -361,6 +362,17 @@ def test_a_run_puts_units_together(tmp_path, most):
     np.testing.assert_array_equal(ds["text"], np.arange(14))
     assert ds["number"] == 7
     assert ds.attrs["number"] == 7
+
+
+def test_a_unit_of_no_numbers_is_no_missing_chunk(tmp_path):
+    def nowhere(model, unit):
+        return {
+            "each": np.full((unit.unit[1] - unit.unit[0], unit.token[1] - unit.token[0]), np.nan)
+        }
+
+    step = whole_step(most=lambda budget: {"unit": 1, "token": 1})
+    ds = run(tmp_path, replace(step, trace=nowhere, gives=GIVES[:1]))
+    assert ds["each"].isnull().all()
 
 
 def test_derivations_follow_in_spans_and_as_a_whole(tmp_path):

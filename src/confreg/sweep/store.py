@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import xarray as xr
@@ -406,7 +406,11 @@ def _group(group: zarr.Group, name: str) -> zarr.Group:
 
 
 def _get(group: zarr.Group, name: str) -> Any:
-    return group[name]
+    """An array of a group, every chunk of which is written, one of NaN alone too.
+
+    The store does not hold that setting: an array that is opened again has zarr's own.
+    """
+    return cast("zarr.Array", group[name]).with_config({"write_empty_chunks": True})
 
 
 def readable(read: Callable[[], Any]) -> bool:
