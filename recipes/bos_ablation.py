@@ -3,10 +3,11 @@
 A head is an induction head if it matches prefixes: on random tokens that come twice, period L,
 the mean of its attention from a query t of the repeat to position t − L + 1, to what followed the
 query's token the first time, is above a threshold. The mean is over all sequences. Such a head is
-ablated by letting all of its queries attend to the first token only: its output is v(0) at every
-position. Each head by itself, all of them together, and random heads as controls are ablated on
-texts that are repeated once, and at the repeat are measured: the change of every watched neuron's
-activation, of the loss, of the entropy, and of the final norm's scale.
+ablated by letting its queries attend to the first token only, where its output is v(0): all of
+them at once, or, as the paper does, only the query of the token that is measured, so that the head
+still works at the tokens before. Each head by itself, all of them together, and random heads as
+controls are ablated on texts that are repeated once, and at the repeat are measured: the change of
+every watched neuron's activation, of the loss, of the entropy, and of the final norm's scale.
 
 Stolfo, Wu, Gurnee, Belinkov, Song, Sachan, Nanda (2024), Confidence Regulation Neurons in
 Language Models, arXiv 2406.16254, section 6.
@@ -37,6 +38,7 @@ def bos_ablation(
     heads: str = "above:0.7",
     random_sets: int = 20,
     controls: Literal["same", "any"] = "same",
+    queries: Literal["all", "one"] = "all",
     repeats: Literal["text", "random"] = "text",
     length: int = 50,
     count: int | None = None,
@@ -47,11 +49,15 @@ def bos_ablation(
 
     ``heads``: above:0.7 (the paper's threshold), top:3 (the highest scores) or 5.1,7.2 (by name).
     ``--neurons`` are those that are watched, of one layer; ``controls``: random heads of the same
-    layers, or of any. ``length`` tokens are repeated, of the text or random ones, in ``count``
+    layers, or of any. ``queries``: all of a head's attend to the first token, or one, that of the
+    measured token, in a copy of the text of its own (the paper's, at some hundred times the cost).
+    ``length`` tokens are repeated, of the text or random ones, in ``count``
     sequences or as many as ``--max-tokens`` holds; heads are scored on ``score_sequences``
     sequences of ``score_length`` random tokens, repeated.
     """
     tokens = study.repeats(repeats, length=length, count=count)
+    if queries == "one":
+        tokens = tokens.one_by_one()
     neurons = study.neurons(layer)
     sets = study.heads(heads, neurons, random=random_sets, controls=controls)
     effects = study.effects(fx.loss.total, fx.loss.direct)
@@ -74,7 +80,7 @@ def attend_first(model, unit):
 
     with model.trace(unit.inputs):
         for layer, heads in attention.items():
-            heads.input = unit.edits.apply(heads.input, unit.copies, layer)
+            heads.input = unit.edits.apply(heads.input, unit.copies, layer, unit.tokens.single)
         activation = site.neurons.input
         block = site.measure(unit, activation)
         nnsight.save(block)

@@ -76,6 +76,45 @@ def test_every_set_is_the_oracle_s(checkpoint, words, tmp_path, architecture, la
             np.testing.assert_allclose(found, kept.mean(1), atol=1e-4, err_msg=name)
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "opt"])
+@pytest.mark.parametrize("unit_copies", [16, 3])
+def test_one_query_at_a_time(checkpoint, words, tmp_path, architecture, unit_copies):
+    ds = run(
+        checkpoint, words, tmp_path / "o.zarr", architecture,
+        queries="one", activations=True, unit_copies=unit_copies,
+    )  # fmt: skip
+    declared.validate(ds)
+    judge = heads_oracle.HeadOracle(zoo.tiny(architecture)[0])
+    ids = torch.from_numpy(ds["token_id"].values.reshape(2, -1))
+    clean = judge.activations(ids, 2).reshape(*ids.shape, -1)[..., [3, 9, 30]]
+    keep = ds["keep"].values.reshape(ids.shape)
+    everywhere = 0.0
+    for i in range(ds.sizes["set"]):
+        heads = members(ds, i)
+        mine = ds["effects"].isel(set=i).values.reshape(*ids.shape, -1)
+        moved = ds["activation_change"].isel(set=i).values.reshape(*ids.shape, -1)
+        assert np.isnan(mine[~keep]).all()
+        assert np.isnan(moved[~keep]).all()
+        at_all = judge.measured(ids, heads)["loss_total"].numpy()
+        for position in np.flatnonzero(keep.any(0)).tolist():
+            truth = judge.measured(ids, heads, position)
+            with judge.first_only(heads, position):
+                there = judge.activations(ids, 2).reshape(*ids.shape, -1)[..., [3, 9, 30]]
+            kept = keep[:, position]
+            for number, name in enumerate(ds["effect"].values):
+                np.testing.assert_allclose(
+                    mine[kept, position, number], truth[name][kept, position], atol=1e-4
+                )
+            np.testing.assert_allclose(
+                moved[kept, position], (there - clean)[kept, position], atol=1e-4
+            )
+        everywhere = max(everywhere, np.abs(mine[keep][:, 0] - at_all[keep]).max())
+    assert everywhere > 1e-3, "both ablations do the same: the test could not tell them apart"
+    np.testing.assert_allclose(
+        ds["effect_mean"], ds["effects"].isel(token=ds["keep"].values).mean("token"), atol=1e-6
+    )
+
+
 def test_the_joint_ablation_is_no_single_one(checkpoint, words, tmp_path):
     ds = run(checkpoint, words, tmp_path / "o.zarr")
     effects = ds["effects"].sel(effect="loss_total").isel(token=ds["keep"].values).values

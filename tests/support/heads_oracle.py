@@ -35,8 +35,10 @@ class HeadOracle(oracle.Oracle):
         self.n_heads = self.network.config.num_attention_heads
 
     @contextmanager
-    def first_only(self, heads: list[tuple[int, int]]) -> Iterator[None]:
-        """Let some heads, (layer, head) each, attend to position 0 alone."""
+    def first_only(
+        self, heads: list[tuple[int, int]], queries: slice | int = slice(None)
+    ) -> Iterator[None]:
+        """Let some heads, (layer, head) each, attend to position 0 alone, from some positions."""
 
         def mask(own):
             def hook(module, args, kwargs):
@@ -47,8 +49,9 @@ class HeadOracle(oracle.Oracle):
                 if given.dtype == torch.bool:
                     given = torch.where(given, 0.0, FORBIDDEN)
                 each = given.double().expand(rows, self.n_heads, length, length).clone()
-                each[:, own] = FORBIDDEN
-                each[:, own, :, 0] = 0
+                for head in own:
+                    each[:, head, queries] = FORBIDDEN
+                    each[:, head, queries, 0] = 0
                 return args, {**kwargs, "attention_mask": each}
 
             return hook
@@ -64,10 +67,15 @@ class HeadOracle(oracle.Oracle):
             for hook in hooks:
                 hook.remove()
 
-    def measured(self, ids: torch.Tensor, heads: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+    def measured(
+        self,
+        ids: torch.Tensor,
+        heads: list[tuple[int, int]],
+        queries: slice | int = slice(None),
+    ) -> dict[str, torch.Tensor]:
         """Effects, total and direct, and the change of the norm scale: (rows, length)."""
         clean, scale = self.scaled(ids)
-        with self.first_only(heads):
+        with self.first_only(heads, queries):
             total, after = self.scaled(ids)
             direct, _ = self.forward(ids, pinned=scale)
         found = {

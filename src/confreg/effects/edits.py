@@ -227,13 +227,27 @@ class AttendFirst:
         """Layers that have a head in any of the sets, from the first to the last."""
         return sorted({int(layer) for members in self.members for layer in members[:, 0]})
 
-    def apply(self, outputs, copies, layer):
-        """Change the heads of one layer; ``outputs`` (R, L, heads · head width) is the input of its
-        attention's output projection."""
+    def apply(self, outputs, copies, layer, queries=None):
+        """Change the heads of one layer.
+
+        Parameters
+        ----------
+        outputs : Tensor (R, L, heads · head width)
+            Input of the layer's attention's output projection.
+        copies : int
+        layer : int
+        queries : Tensor (T',) int64, optional
+            Which queries attend to the first token only, as ``Tokens.single``; by default all.
+        """
         changed, parts = copies_of(outputs, copies)
         for copy, members in zip(parts.unflatten(-1, (self.n_heads, -1)), self.members):
             own = members[members[:, 0] == layer, 1].to(changed.device)
-            copy[:, :, own] = copy[:, :1, own]
+            if queries is None:
+                copy[:, :, own] = copy[:, :1, own]
+                continue
+            queries = queries.to(changed.device)
+            row, place = queries // copy.shape[1], queries % copy.shape[1]
+            copy[row[:, None], place[:, None], own] = copy[row[:, None], 0, own]
         return changed
 
 

@@ -151,7 +151,10 @@ def unablated(observed):
 
 
 def activation_changes(observed):
-    """How much the watched values change in each copy, (n, T, m) float32."""
+    """How much the watched values change in each copy, (n, T, m) float32.
+
+    Where every wanted token has a row of its own, NaN at others.
+    """
     unit = observed.unit
     one_copy = unit.tokens.inputs.numel()
     watched = unit.watched.to(observed.seen.device)
@@ -160,4 +163,6 @@ def activation_changes(observed):
     for j, out in enumerate(found):
         there = take(observed.seen, observed.positions + (j + 1) * one_copy)
         out.copy_(there.index_select(-1, watched).float() - before)
+    if unit.tokens.single is not None:
+        found[:, ~unit.tokens.wanted.cpu()] = float("nan")
     return found

@@ -22,14 +22,18 @@ class Tokens:
         Tokens over which sums run.
     wanted : Tensor (T,) bool, optional
         Tokens at which effects are wanted; they are NaN at others. By default all.
+    single : Tensor (T',) int64, optional
+        Where edits are to be made, as ``positions``: at the wanted tokens, of which no two are in
+        one row. By default at every token of every row.
     """
 
-    def __init__(self, inputs, positions, targets, keep, wanted=None):
+    def __init__(self, inputs, positions, targets, keep, wanted=None, single=None):
         self.inputs = inputs
         self.positions = positions
         self.targets = targets
         self.keep = keep
         self.wanted = wanted
+        self.single = single
         self.rows = len(inputs)
 
     def __len__(self):

@@ -287,7 +287,13 @@ class _Ablation:
         largest = max(stop - start for start, stop in cut(self.assumed, entries))
         per_token = 24 * vocabulary + 8 * largest * (len(self.effects) + 1)
         fit = max(int(budget.memory * 0.6) // per_token // length, 1) * length
-        if self.forward:
+        if self.forward and self.tokens.singly:
+            copies = min(entries, largest)
+            fit = max(
+                min(entries // copies, budget.memory // (16 * length * vocabulary * (1 + copies))),
+                1,
+            )
+        elif self.forward:
             fit = length
         elif not budget.dear:
             fit = min(fit, max(budget.tokens // length, 1) * length)
@@ -322,7 +328,10 @@ class _Ablation:
     def cost(self, spans: Spans) -> float:
         """Passes of a unit's text: one, and one for each copy."""
         start, stop = spans.bounds[self.subjects.name]
-        return 1 + (stop - start) if self.engines[self._layer(start)] == "forward" else 1
+        if self.engines[self._layer(start)] != "forward":
+            return 1
+        text = self.tokens.entries(*spans.bounds["token"]) if self.tokens.singly else None
+        return (1 + stop - start) * (1 if text is None else text.inputs.numel() / len(text))
 
     def _layer(self, start: int) -> int:
         together = getattr(self.assumed, "layer", None)

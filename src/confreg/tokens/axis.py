@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -29,9 +29,29 @@ class Text(Axis):
     Attributes
     ----------
     table : TokenTable
+    singly : bool
+        Whether every kept token is run in a copy of its sequence of its own, see `one_by_one`.
     """
 
     table: TokenTable = field(default=None)  # type: ignore[assignment]
+    singly: bool = False
+
+    def one_by_one(self) -> Text:
+        """The same tokens, each kept one run in a copy of its sequence of its own.
+
+        So an edit can be made at the measured token only: what it does at one token is not seen
+        from the next. Effects are wanted at kept tokens alone, since each costs a pass.
+        """
+        table = replace(self.table, wanted=self.keep)
+        # A unit has its kept tokens, and those before them for nothing.
+        group = np.cumsum(self.keep) - self.keep
+        return replace(
+            self,
+            entries=lambda start, stop: single_block(table, start, stop),
+            whole=group,
+            table=table,
+            singly=True,
+        )
 
     @property
     def keep(self) -> np.ndarray:
@@ -85,6 +105,36 @@ def text_axis(table: TokenTable) -> Text:
         says=f"{len(table):,} in {sequences:,} sequence{'s' if sequences > 1 else ''}, "
         f"{kept:,} kept: {table.corpus}",
         table=table,
+    )
+
+
+def single_block(table: TokenTable, start: int, stop: int) -> Tokens:
+    """Tokens ``start`` to ``stop`` of a table, each wanted one in a row of its own.
+
+    A row is the token's sequence up to the token, and ``single`` says where in the rows those
+    tokens are. Other tokens are found in the row of any later one, or in one more row.
+    """
+    import torch
+
+    from confreg.effects import Tokens
+
+    sequence, position = table.sequence[start:stop], table.position[start:stop]
+    wanted = np.ones(stop - start, bool) if table.wanted is None else table.wanted[start:stop]
+    last = np.append(sequence[1:] != sequence[:-1], True)
+    ends = np.flatnonzero(wanted | last)  # of the rows
+    row = np.searchsorted(ends, np.arange(stop - start))
+    inputs = np.zeros((len(ends), int(position[ends].max()) + 1), dtype=np.int64)
+    for each, end in zip(inputs, ends):
+        length = position[end] + 1
+        each[:length] = table.sequences[sequence[end]][:length]
+    places = row * inputs.shape[1] + position
+    return Tokens(
+        torch.from_numpy(inputs),
+        torch.from_numpy(places),
+        torch.from_numpy(np.ascontiguousarray(table.next_token_id[start:stop])),
+        torch.from_numpy(np.ascontiguousarray(table.keep[start:stop])),
+        torch.from_numpy(wanted.copy()),
+        torch.from_numpy(places[wanted]),
     )
 
 
