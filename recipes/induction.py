@@ -40,12 +40,15 @@ def induction(
     separator: str = "",
     ngram: int = 6,
     gap: int = 1,
+    banned: str = "repeated,special,wordless",
     count: int | None = None,
 ):
     """Ablate chosen neurons, each alone and jointly, plainly and clipped, where a text comes again.
 
     ``length`` tokens are repeated after ``separator``, or n-grams of ``ngram`` tokens come again
-    after ``gap`` others or more; ``count`` sequences, or as many as ``--max-tokens`` holds.
+    after ``gap`` others or more, of which none has what is ``banned``: repeated (a token twice),
+    special (tokens), wordless (tokens without a letter or digit), or nothing; ``count`` sequences,
+    or as many as ``--max-tokens`` holds.
     """
     if study.options.reduce != "none":
         raise ConfregError(
@@ -53,8 +56,9 @@ def induction(
             "many neurons use entropy_neurons."
         )
     tokens = study.repeats(
-        repeats, length=length, separator=separator, ngram=ngram, gap=gap, count=count
-    )
+        repeats, length=length, separator=separator, ngram=ngram, gap=gap, banned=banned,
+        count=count,
+    )  # fmt: skip
     sets = study.alone_and_joint(layer, random=random_sets)
     value = steps.ablation_value(study, sets.neurons, tokens, over=mean_over, occurrences=True)
     effects = study.effects(fx.loss.total, fx.loss.direct)

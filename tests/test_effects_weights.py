@@ -1,5 +1,7 @@
 """Weight-space statistics against their definitions, on the dense folded unembedding."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import zoo
@@ -135,18 +137,29 @@ def tokens():
 
 
 def transformer_lens(network):
-    """W_U and W_out of the last layer as TransformerLens' defaults fold them, float64.
+    """W_U (d, V) and W_out (width, d) of the last layer as TransformerLens itself folds them."""
+    from transformer_lens.weight_processing import ProcessWeights
 
-    ``fold_ln`` multiplies W_U (d, V) by the final norm's weight and takes off its mean over d, what
-    LayerNorm does not pass; ``center_writing_weights`` takes off W_out's mean over d;
-    ``center_unembed`` takes off W_U's mean over the vocabulary.
-    """
-    unembedding = network.lm_head.weight.double().T
-    unembedding = network.transformer.ln_f.weight.double()[:, None] * unembedding
-    unembedding = unembedding - unembedding.mean(0, keepdim=True)
-    unembedding = unembedding - unembedding.mean(-1, keepdim=True)
-    w_out = network.transformer.h[-1].mlp.c_proj.weight.double()
-    return unembedding, w_out - w_out.mean(-1, keepdim=True)
+    body, last = network.transformer, network.transformer.h[-1]
+    state = {
+        "embed.W_E": body.wte.weight,
+        "pos_embed.W_pos": body.wpe.weight,
+        "blocks.0.attn.W_O": last.attn.c_proj.weight.unflatten(0, (4, 8)),
+        "blocks.0.attn.b_O": last.attn.c_proj.bias,
+        "blocks.0.mlp.W_out": last.mlp.c_proj.weight,
+        "blocks.0.mlp.b_out": last.mlp.c_proj.bias,
+        "ln_final.w": body.ln_f.weight,
+        "ln_final.b": body.ln_f.bias,
+        "unembed.W_U": network.lm_head.weight.T,
+        "unembed.b_U": torch.zeros(len(network.lm_head.weight)),
+    }
+    state = {name: tensor.detach().double() for name, tensor in state.items()}
+    size = {"d_model": 32, "d_vocab": len(network.lm_head.weight), "n_heads": 4, "d_head": 8}
+    # What the layer reads is nothing to what it writes: the layers' own norms are left alone.
+    state = ProcessWeights.fold_layer_norm(state, SimpleNamespace(n_layers=0, **size))
+    state = ProcessWeights.center_writing_weights(state, SimpleNamespace(n_layers=1, **size))
+    state = ProcessWeights.center_unembed(state, SimpleNamespace(**size))
+    return state["unembed.W_U"], state["blocks.0.mlp.W_out"]
 
 
 def test_they_are_what_the_papers_library_folds():

@@ -110,6 +110,16 @@ def test_an_n_gram_comes_again(tokenizer):
     assert table.position[alike][found.first[alike]].tolist() == [4, 5, 6]
 
 
+def test_what_is_banned_can_be_told(tokenizer):
+    twice = [30, 31, 30]
+    text = corpus([5, 6, 7, *twice, 8, 9, *twice, 8])
+    with pytest.raises(ConfregError, match="comes again"):
+        repeats.of_ngrams(text, tokenizer, ngram=3)
+    for banned in ("special,wordless", "special", "nothing", ""):
+        table = repeats.of_ngrams(text, tokenizer, ngram=3, banned=banned)
+        assert table.sequences[0].tolist() == [0, 5, 6, 7, *twice, 8, 9, *twice, 8]
+
+
 def test_n_grams_have_no_special_token_and_none_without_a_letter():
     from test_tokens_table import byte_level
 
@@ -118,10 +128,12 @@ def test_n_grams_have_no_special_token_and_none_without_a_letter():
     for between, found in ((" ", True), (" ... ", False)):
         document = f"the dog sat on {same}{between}sat on the mat. {same}{between}sat on a mat"
         ids, inside, dots = (words.encode(t) for t in (document, same, "..."))
-        usable = repeats._Usable(words)
-        assert usable.all(inside[1:-1])
-        assert not usable.all(dots[1:-1])
-        assert not usable.all(inside[:1])
+        usable = repeats._Usable(words, {"repeated", "special", "wordless"})
+        assert usable(inside[1:-1])
+        assert not usable(dots[1:-1])
+        assert not usable(inside[:1])
+        assert repeats._Usable(words, {"special"})(dots[1:-1])
+        assert repeats._Usable(words, set())(inside[:1])
         assert (repeats._natural(ids[:-1], usable, 4, 1) is not None) == found
 
 
@@ -139,6 +151,7 @@ def test_n_grams_have_no_special_token_and_none_without_a_letter():
         (lambda t: repeats.of_ngrams(corpus(range(10, 30)), t), "comes again"),
         (lambda t: repeats.of_ngrams(corpus(range(9)), t, 1), "ngram is 1"),
         (lambda t: repeats.of_ngrams(corpus(range(9)), t, sequence_length=9), "need 15"),
+        (lambda t: repeats.of_ngrams(corpus(range(9)), t, banned="words"), "banned='words'"),
     ],
 )
 def test_bad_requests_are_one_sentence(tokenizer, make, said):

@@ -125,6 +125,7 @@ class Study:
         ngram: int = 6,
         gap: int = 1,
         count: int | None = None,
+        banned: str = "repeated,special,wordless",
     ) -> Text:
         """Text that comes again, as the axis ``token``.
 
@@ -133,7 +134,7 @@ class Study:
         repeats : {"text", "random", "ngrams"}
             Pieces of the corpus or random tokens, repeated once, or n-grams that come again by
             themselves.
-        length, separator, ngram, gap, count
+        length, separator, ngram, gap, count, banned
             See `confreg.tokens.repeats`.
 
         Raises
@@ -148,7 +149,7 @@ class Study:
             tokens.repeats.of_kind(
                 self.corpus, self.model.about.tokenizer, o.sequence_length, o.max_tokens, o.seed,
                 repeats=repeats, length=length, separator=separator, ngram=ngram, gap=gap,
-                count=count,
+                count=count, banned=banned,
             )
         )  # fmt: skip
 

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+BANNED = "repeated,special,wordless"
+"""What an n-gram may not have, unless something else is asked for."""
+
+
 @dataclass(frozen=True)
 class _Piece:
     """A sequence, where its two occurrences begin, and whether they go on alike."""
@@ -149,13 +153,13 @@ def of_ngrams(
     count: int | None = None,
     sequence_length: int = 256,
     max_tokens: int | None = None,
+    banned: str = BANNED,
 ) -> TokenTable:
     """Sequences of a corpus in which an n-gram comes again by itself.
 
     The corpus is cut as :func:`confreg.tokens.cut` does, document by document. Of each sequence the
     first n-gram that comes again is taken, and the sequence ends with the token after it, which
-    is the one that followed the n-gram before (``matched``) or not. An n-gram has no token
-    twice, none that is special, and none without a letter or a digit.
+    is the one that followed the n-gram before (``matched``) or not.
 
     Parameters
     ----------
@@ -167,6 +171,9 @@ def of_ngrams(
         Tokens between the two occurrences, at least.
     sequence_length
         Tokens in which an n-gram must come again, BOS included.
+    banned
+        What an n-gram may not have, separated by commas: a token twice (``repeated``), a special
+        one (``special``), one without a letter or digit (``wordless``); or ``nothing``.
 
     Raises
     ------
@@ -180,7 +187,7 @@ def of_ngrams(
             f"BOS and the token after need {2 * ngram + gap + 2}."
         )
     windows = tables.cut_sequences(corpus, tokenizer, sequence_length, per_document=True)
-    usable = _Usable(tokenizer)
+    usable = _Usable(tokenizer, _banned(banned))
     found = (_natural(ids, usable, ngram, gap) for ids in windows)
     taken = _take((piece for piece in found if piece), count, max_tokens)
     if not taken:
@@ -205,6 +212,7 @@ def of_kind(
     ngram: int = 6,
     gap: int = 1,
     count: int | None = None,
+    banned: str = BANNED,
 ) -> TokenTable:
     """The table that a recipe's parameters ask for.
 
@@ -214,7 +222,7 @@ def of_kind(
         As of the functions above.
     repeats
         ``"text"``, ``"random"`` or ``"ngrams"``.
-    length, separator, ngram, gap, count
+    length, separator, ngram, gap, count, banned
         Of one or the other.
 
     Raises
@@ -223,7 +231,7 @@ def of_kind(
         As of those functions, or a sequence is longer than ``sequence_length``.
     """
     if repeats == "ngrams":
-        return of_ngrams(corpus, tokenizer, ngram, gap, count, sequence_length, max_tokens)
+        return of_ngrams(corpus, tokenizer, ngram, gap, count, sequence_length, max_tokens, banned)
     size = _size(tokenizer, length, _between(tokenizer, separator))
     if size > sequence_length:
         raise ConfregError(
@@ -295,20 +303,46 @@ def _take(
     return taken
 
 
+def _banned(spec: str) -> set[str]:
+    """What an n-gram may not have.
+
+    Raises
+    ------
+    ConfregError
+        A word that means nothing here.
+    """
+    kinds = {part.strip() for part in spec.split(",")} - {"", "nothing"}
+    known = BANNED.split(",")
+    for kind in sorted(kinds.difference(known)):
+        raise ConfregError(
+            f"banned={kind!r} is not understood. Write {', '.join(known)}, several of them "
+            "separated by commas, or nothing."
+        )
+    return kinds
+
+
 class _Usable:
-    """Which tokens an n-gram may have; asked of the tokenizer once a token."""
+    """Which n-grams count; the tokenizer is asked once a token."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        self._known: dict[int, bool] = dict.fromkeys(tokenizer.all_special_ids, False)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, banned: set[str]) -> None:
+        self._tokenizer, self._banned = tokenizer, banned
+        self._special = set(tokenizer.all_special_ids)
+        self._known: dict[int, bool] = {}
 
-    def all(self, ids: list[int]) -> bool:
-        """Whether all of them may be in an n-gram."""
-        new = [i for i in ids if i not in self._known]
-        for i, text in zip(new, piece_texts(self._tokenizer, new)):
+    def __call__(self, ids: tuple[int, ...]) -> bool:
+        """Whether an n-gram has nothing that is banned."""
+        if "repeated" in self._banned and len(set(ids)) < len(ids):
+            return False
+        if "special" in self._banned and self._special.intersection(ids):
+            return False
+        return "wordless" not in self._banned or all(map(self._is_word, ids))
+
+    def _is_word(self, token: int) -> bool:
+        if token not in self._known:
+            text = piece_texts(self._tokenizer, [token])[0]
             # A part of a character, as bytes are, is written \x..: no letter of a text.
-            self._known[i] = "\\" not in text and any(c.isalnum() for c in text)
-        return all(self._known[i] for i in ids)
+            self._known[token] = "\\" not in text and any(c.isalnum() for c in text)
+        return self._known[token]
 
 
 def _natural(ids: list[int], usable: _Usable, ngram: int, gap: int) -> _Piece | None:
@@ -323,7 +357,7 @@ def _natural(ids: list[int], usable: _Usable, ngram: int, gap: int) -> _Piece | 
         second.add(here)
         # The first positions of a sequence are not compared, so no n-gram begins there.
         near = before < tables.FIRST_KEPT_POSITION or start - before < ngram + gap
-        if near or len(set(here)) < ngram or not usable.all(list(here)):
+        if near or not usable(here):
             continue
         stop = start + ngram
         matched = ids[before + ngram] == ids[stop]
