@@ -47,8 +47,8 @@ def induction(
 
     ``length`` tokens are repeated after ``separator``, or n-grams of ``ngram`` tokens come again
     after ``gap`` others or more, of which none has what is ``banned``: repeated (a token twice),
-    special (tokens), wordless (tokens without a letter or digit), or nothing; ``count`` sequences,
-    or as many as ``--max-tokens`` holds.
+    special (tokens), wordless (tokens without a letter or digit), newline, piece (of a character),
+    or nothing; ``count`` sequences, or as many as ``--max-tokens`` holds.
     """
     if study.options.reduce != "none":
         raise ConfregError(

@@ -132,9 +132,22 @@ def test_n_grams_have_no_special_token_and_none_without_a_letter():
         assert usable(inside[1:-1])
         assert not usable(dots[1:-1])
         assert not usable(inside[:1])
-        assert repeats._Usable(words, {"special"})(dots[1:-1])
+        assert repeats._Usable(words, {"special", "newline", "piece"})(dots[1:-1])
         assert repeats._Usable(words, set())(inside[:1])
         assert (repeats._natural(ids[:-1], usable, 4, 1) is not None) == found
+
+
+def test_line_breaks_and_parts_of_characters_can_be_banned_by_themselves():
+    from test_tokens_table import byte_level
+
+    words = byte_level()
+    line, letter = words.encode("\n")[1:-1], words.encode("\u0416")[1:-1]
+    assert len(line) == 1
+    assert len(letter) == 2
+    for ids, kind in ((line, "newline"), (letter[:1], "piece")):
+        for banned in ({kind}, {"wordless"}):
+            assert not repeats._Usable(words, banned)(ids)
+        assert repeats._Usable(words, {"newline", "piece"} - {kind})(ids)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 BANNED = "repeated,special,wordless"
 """What an n-gram may not have, unless something else is asked for."""
+_MAY_BE_BANNED = ("repeated", "special", "wordless", "newline", "piece")
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,8 @@ def of_ngrams(
         Tokens in which an n-gram must come again, BOS included.
     banned
         What an n-gram may not have, separated by commas: a token twice (``repeated``), a special
-        one (``special``), one without a letter or digit (``wordless``); or ``nothing``.
+        one (``special``), one without a letter or digit (``wordless``), a line break
+        (``newline``) or a part of a character (``piece``), which are wordless; or ``nothing``.
 
     Raises
     ------
@@ -312,10 +314,9 @@ def _banned(spec: str) -> set[str]:
         A word that means nothing here.
     """
     kinds = {part.strip() for part in spec.split(",")} - {"", "nothing"}
-    known = BANNED.split(",")
-    for kind in sorted(kinds.difference(known)):
+    for kind in sorted(kinds.difference(_MAY_BE_BANNED)):
         raise ConfregError(
-            f"banned={kind!r} is not understood. Write {', '.join(known)}, several of them "
+            f"banned={kind!r} is not understood. Write {', '.join(_MAY_BE_BANNED)}, several "
             "separated by commas, or nothing."
         )
     return kinds
@@ -327,7 +328,7 @@ class _Usable:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, banned: set[str]) -> None:
         self._tokenizer, self._banned = tokenizer, banned
         self._special = set(tokenizer.all_special_ids)
-        self._known: dict[int, bool] = {}
+        self._known: dict[int, set[str]] = {}
 
     def __call__(self, ids: tuple[int, ...]) -> bool:
         """Whether an n-gram has nothing that is banned."""
@@ -335,13 +336,16 @@ class _Usable:
             return False
         if "special" in self._banned and self._special.intersection(ids):
             return False
-        return "wordless" not in self._banned or all(map(self._is_word, ids))
+        return not any(self._banned & self._kinds(token) for token in ids)
 
-    def _is_word(self, token: int) -> bool:
+    def _kinds(self, token: int) -> set[str]:
         if token not in self._known:
             text = piece_texts(self._tokenizer, [token])[0]
             # A part of a character, as bytes are, is written \x..: no letter of a text.
-            self._known[token] = "\\" not in text and any(c.isalnum() for c in text)
+            piece = "\\x" in text
+            wordless = piece or not any(c.isalnum() for c in text)
+            found = {"wordless": wordless, "piece": piece, "newline": text == "\n"}
+            self._known[token] = {kind for kind, is_it in found.items() if is_it}
         return self._known[token]
 
 
