@@ -14,11 +14,15 @@ from confreg.recipes.bos_ablation import attend_first
 
 from confreg import effects as fx
 from confreg import models
-from confreg.models import Model, architectures
+from confreg.models import Model, families
 from confreg.models.placement import Placement
 
 # One head; several of several layers, two of one among them.
 SETS = [[(1, 2)], [(0, 1), (1, 0), (1, 3), (2, 2)]]
+# Where layer 1 has no heads, or its heads cannot see the first token from everywhere.
+OUTER = [[(2, 2)], [(0, 1), (2, 0), (0, 3), (2, 2)]]
+OF = dict.fromkeys(("olmo_hybrid", "lfm2", "gpt_neo"), OUTER)
+HEADED = [p for p in zoo.EVERY if p.values[0] not in heads_oracle.NONE]
 CHOSEN = (
     fx.loss.total,
     fx.loss.direct,
@@ -32,7 +36,7 @@ TOLERANCE = 1e-4
 
 @functools.cache
 def model_of(architecture: str) -> Model:
-    return Model.wrap(*zoo.tiny(architecture))
+    return Model.wrap(*zoo.tiny(architecture, unsaved=True))
 
 
 def ablate(model: Model, ids: torch.Tensor, sets=SETS) -> dict[str, torch.Tensor]:
@@ -50,19 +54,21 @@ def ablate(model: Model, ids: torch.Tensor, sets=SETS) -> dict[str, torch.Tensor
         return attend_first(model, unit)
 
 
-@pytest.mark.parametrize("architecture", zoo.EVERY)
+@pytest.mark.parametrize("architecture", HEADED)
 def test_ablated_heads_are_the_masked_ones(architecture):
     model, ids = model_of(architecture), zoo.tokens(2, 20)
-    judge = heads_oracle.HeadOracle(zoo.tiny(architecture)[0])
-    block = ablate(model, ids)
+    judge = heads_oracle.HeadOracle(model.nn._module)
+    sets = OF.get(architecture, SETS)
+    block = ablate(model, ids, sets)
     clean = judge.activations(ids, 2).flatten(0, -2)
-    for number, heads in enumerate(SETS):
+    for number, heads in enumerate(sets):
         truth = judge.measured(ids, heads)
         for column, name in enumerate(EFFECTS):
             mine, expected = block["effects"][number, :, column].double(), truth[name].flatten()
             assert torch.equal(mine.isnan(), expected.isnan()), name
             assert expected.nan_to_num().abs().max() > 0.05, "an effect that a test can miss"
-            assert (mine - expected).nan_to_num().abs().max() <= TOLERANCE, name
+            near = TOLERANCE * expected.nan_to_num().abs().clamp_min(1)
+            assert ((mine - expected).nan_to_num().abs() <= near).all(), name
         with judge.first_only(heads):
             change = judge.activations(ids, 2).flatten(0, -2) - clean
         torch.testing.assert_close(
@@ -103,14 +109,15 @@ def test_offloaded_heads_are_those_in_memory(checkpoint, architecture):
     torch.testing.assert_close(*scores, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("architecture", zoo.EVERY)
+@pytest.mark.parametrize("architecture", HEADED)
 def test_every_architecture_can_be_scored(architecture):
     model, ids = model_of(architecture), zoo.tokens(3, 21)
     usual = model.config._attn_implementation
     found = matched(model, ids, 11, 10)
     assert model.config._attn_implementation == usual
-    judge = heads_oracle.HeadOracle(zoo.tiny(architecture)[0])
+    judge = heads_oracle.HeadOracle(model.nn._module)
     patterns = judge.network(input_ids=ids, output_attentions=True, use_cache=False).attentions
+    assert len(patterns) == found.shape[1] == sum(model.attends)
     for layer, pattern in enumerate(patterns):
         # Query 11 looks at 2, the last one, 20, at 11: what came after their token before.
         diagonal = torch.stack([pattern[:, :, t, t - 9] for t in range(11, 21)]).mean(0)
@@ -119,8 +126,9 @@ def test_every_architecture_can_be_scored(architecture):
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2"])
 def test_patterns_are_those_of_queries_and_keys(architecture):
-    model, ids = model_of(architecture), zoo.tokens(3, 21)
-    judge = heads_oracle.HeadOracle(zoo.tiny(architecture)[0])
+    network, words = zoo.tiny(architecture)
+    model, ids = Model.wrap(network, words), zoo.tokens(3, 21)
+    judge = heads_oracle.HeadOracle(network)
     found = matched(model, ids, 11, 10)
     for layer in range(3):
         pattern = judge.patterns(ids, layer)
@@ -130,4 +138,6 @@ def test_patterns_are_those_of_queries_and_keys(architecture):
 
 
 def test_the_table_is_tested_whole():
-    assert set(architectures.ARCHITECTURES) == set(heads_oracle.ATTENTION)
+    table = families.ARCHITECTURES
+    assert set(table) == set(heads_oracle.ATTENTION) | heads_oracle.NONE
+    assert {name for name, row in table.items() if row.no_heads} == heads_oracle.NONE

@@ -18,7 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from confreg import models
 from confreg.errors import ConfregError
-from confreg.models import architectures, embedded
+from confreg.models import embedded, lookup
 from confreg.models.placement import Placement
 
 
@@ -190,7 +190,7 @@ def test_missing_weights_are_not_made_up(llama, tmp_path):
         ("gemma3", {}, r"multimodal model \(gemma3\) around a text model \(gemma3_text\)"),
         ("llava", {}, r"multimodal model \(llava\) around a text model \(llama\)"),
         ("t5", {}, "encoder-decoder"),
-        ("mamba", {}, r"'mamba', which confreg does not know.*architectures.py"),
+        ("mamba", {}, r"'mamba', which confreg does not know.*families.py"),
         ("opt", {"do_layer_norm_before": False}, "OPT cannot be measured: it has no final norm"),
         ("opt", {"word_embed_proj_dim": 512}, "from 768 to 512 dimensions"),
         ("bloom", {"slow_but_exact": True, "pretraining_tp": 2}, "slow_but_exact"),
@@ -199,7 +199,7 @@ def test_missing_weights_are_not_made_up(llama, tmp_path):
 def test_architectures_that_are_refused(kind, changes, message):
     config = CONFIG_MAPPING[kind](**changes)
     with pytest.raises(ConfregError, match=message):
-        architectures.find(config, "the model")
+        lookup.find(config, "the model")
 
 
 def test_the_table_reads_for_people():

@@ -32,14 +32,24 @@ def llama(checkpoint):
     return models.describe(str(checkpoint("llama")))
 
 
-def all_layers_on_disk(described):
-    return Placement(device_map={"": "cpu", described.row.layers: "disk"})
+def all_layers_on_disk(described, folder=None):
+    device_map = {"": "cpu", described.row.layers: "disk"}
+    return Placement(device_map=device_map, offload_folder=folder)
+
+
+# Their weights are not in memory what they are in files: accelerate writes them anew.
+CONVERTED = {"olmo_hybrid"}
 
 
 @pytest.mark.parametrize("architecture", zoo.EVERY)
-def test_offloaded_equals_in_memory(checkpoint, architecture):
+def test_offloaded_equals_in_memory(checkpoint, tmp_path, architecture):
     folder = str(checkpoint(architecture))
-    offloaded = models.load(folder, all_layers_on_disk(models.describe(folder)))
+    placed = all_layers_on_disk(models.describe(folder))
+    if architecture in CONVERTED:
+        with pytest.raises(ConfregError, match="-P offload_folder=FOLDER"):
+            models.load(folder, placed)
+        placed = all_layers_on_disk(models.describe(folder), str(tmp_path))
+    offloaded = models.load(folder, placed)
     inside = models.load(folder)
     ids, values = zoo.tokens(), torch.linspace(-1, 1, 7)
     for layer, engine in ((-1, "exact"), (-1, "series"), (0, "forward")):

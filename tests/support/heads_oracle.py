@@ -16,9 +16,15 @@ import torch
 FORBIDDEN = -1e9
 
 _GPT, _LLAMA = "transformer.h.{}.attn", "model.layers.{}.self_attn"
-ATTENTION = dict.fromkeys(oracle.PATHS, _LLAMA) | {
+NONE = {"qwen3_5_text", "diffllama", "granite_swa"}
+"""Families whose heads are mixed, or gated by the token itself, before they are put together."""
+ATTENTION = dict.fromkeys(oracle.PATHS.keys() - NONE, _LLAMA) | {
     "gpt2": _GPT,
     "gptj": _GPT,
+    "codegen": _GPT,
+    "gpt_bigcode": _GPT,
+    "gpt_neo": "transformer.h.{}.attn.attention",
+    "mpt": "transformer.blocks.{}.attn",
     "gpt_neox": "gpt_neox.layers.{}.attention",
     "opt": "model.decoder.layers.{}.self_attn",
     "falcon": "transformer.h.{}.self_attention",
@@ -47,11 +53,14 @@ class HeadOracle(oracle.Oracle):
                 given = kwargs.get("attention_mask")
                 given = allowed if given is None else given
                 if given.dtype == torch.bool:
+                    given = ~given if self.kind == "mpt" else given
                     given = torch.where(given, 0.0, FORBIDDEN)
                 each = given.double().expand(rows, self.n_heads, length, length).clone()
                 for head in own:
                     each[:, head, queries] = FORBIDDEN
                     each[:, head, queries, 0] = 0
+                if self.kind == "mpt":  # says what is forbidden
+                    each = each < 0
                 return args, {**kwargs, "attention_mask": each}
 
             return hook

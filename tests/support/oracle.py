@@ -39,9 +39,44 @@ PATHS = {
     "granite": _LLAMA,
     "stablelm": _LLAMA,
     "starcoder2": ("model.layers.{}.mlp.c_proj", "model.norm"),
+    "olmo": _LLAMA,
+    "olmo3": _LLAMA,
+    "olmo_hybrid": _LLAMA,
+    "smollm3": _LLAMA,
+    "ministral": _LLAMA,
+    "ministral3": _LLAMA,
+    "seed_oss": _LLAMA,
+    "cwm": _LLAMA,
+    "arcee": _LLAMA,
+    "helium": _LLAMA,
+    "ernie4_5": _LLAMA,
+    "apertus": _LLAMA,
+    "glm": _LLAMA,
+    "glm4": _LLAMA,
+    "exaone4": _LLAMA,
+    "cohere2": _LLAMA,
+    "hunyuan_v1_dense": _LLAMA,
+    "nemotron": _LLAMA,
+    "qwen3_5_text": _LLAMA,
+    "gpt_neo": ("transformer.h.{}.mlp.c_proj", "transformer.ln_f"),
+    "gpt_bigcode": ("transformer.h.{}.mlp.c_proj", "transformer.ln_f"),
+    "codegen": ("transformer.h.{}.mlp.fc_out", "transformer.ln_f"),
+    "granite_swa": _LLAMA,
+    "hyperclovax": _LLAMA,
+    "jais2": _LLAMA,
+    "mpt": ("transformer.blocks.{}.ffn.down_proj", "transformer.norm_f"),
+    "persimmon": ("model.layers.{}.mlp.dense_4h_to_h", "model.final_layernorm"),
+    "vaultgemma": _LLAMA,
+    "youtu": _LLAMA,
+    "diffllama": _LLAMA,
+    "lfm2": ("model.layers.{}.feed_forward.w2", "model.embedding_norm"),
+    "falcon_h1": ("model.layers.{}.feed_forward.down_proj", "model.final_layernorm"),
 }
 LAYER_NORM = {"gpt2", "gpt_neox", "gptj", "opt", "falcon", "bloom", "phi", "cohere", "stablelm"}
-LAYER_NORM |= {"starcoder2"}
+LAYER_NORM |= {"starcoder2", "olmo", "cohere2", "nemotron", "gpt_neo", "gpt_bigcode", "codegen"}
+LAYER_NORM |= {"jais2", "mpt", "persimmon"}
+EPS = {"olmo": 1e-5}
+"""Of norms that hold none."""
 
 
 @dataclass
@@ -165,7 +200,7 @@ class Oracle:
 
     def _divisor(self, x: torch.Tensor) -> torch.Tensor:
         norm = self.network.get_submodule(self.norm)
-        eps = getattr(norm, "eps", None) or norm.variance_epsilon
+        eps = EPS.get(self.kind) or getattr(norm, "eps", None) or norm.variance_epsilon
         power = x.var(-1, unbiased=False) if self.kind in LAYER_NORM else x.square().mean(-1)
         return (power + eps).sqrt()
 

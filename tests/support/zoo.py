@@ -1,7 +1,8 @@
 """Tiny random models of every architecture, built offline.
 
-Every parameter is randomised, norms and biases too: a model as transformers initialises it
-has unit norm weights and zero biases, and would hide an error in either.
+Every parameter and every buffer is randomised, norms and biases too, and every scalar of a
+configuration that is on the residual's way: a model as transformers initialises it has unit norm
+weights, zero biases and scalars of 1, and would hide an error in any of them.
 """
 
 from __future__ import annotations
@@ -44,6 +45,31 @@ _GPT = {
 }
 _GEMMA = _COMMON | {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16}
 
+_SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
+_HYBRID = ["full_attention", "linear_attention", "full_attention"]
+_CONVOLUTIONS = ["full_attention", "conv", "full_attention"]
+_NEO = [[["global", "local"], 1], [["global"], 1]]
+_LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+_MAMBA = {
+    "mamba_d_ssm": 32,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 8,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 8,
+    "head_dim": 8,
+    "lm_head_multiplier": 0.6,
+    "mlp_multipliers": [0.8, 1.4],
+    "attention_out_multiplier": 0.7,
+    "ssm_out_multiplier": 1.3,
+    "embedding_multiplier": 2.0,
+    "key_multiplier": 0.8,
+}
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2": _GPT,
     "gpt_neox": _COMMON | {"rotary_pct": 0.5, "tie_word_embeddings": False},
@@ -66,6 +92,45 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"logits_scaling": 1.7, "residual_multiplier": 0.6, "embedding_multiplier": 3.0},
     "stablelm": _COMMON | {"use_qkv_bias": True},
     "starcoder2": _COMMON,
+    "olmo": _COMMON,
+    "olmo3": _COMMON | {"sliding_window": 8, "layer_types": _SLIDING},
+    "olmo_hybrid": _COMMON | _LINEAR | {"layer_types": _HYBRID},
+    "smollm3": _COMMON | {"no_rope_layers": [1, 0, 1]},
+    "ministral": _COMMON | {"head_dim": 8, "sliding_window": 8, "layer_types": _SLIDING},
+    "ministral3": _COMMON | {"head_dim": 8},
+    "seed_oss": _COMMON | {"head_dim": 8},
+    "cwm": _COMMON | {"head_dim": 8, "sliding_window": 8, "layer_types": _SLIDING},
+    "arcee": _COMMON,
+    "helium": _COMMON | {"head_dim": 8},
+    "ernie4_5": _COMMON | {"head_dim": 8, "use_bias": True},
+    "apertus": _COMMON,
+    "glm": _COMMON | {"head_dim": 8},
+    "glm4": _COMMON | {"head_dim": 8},
+    "exaone4": _COMMON | {"sliding_window": 8, "layer_types": _SLIDING},
+    "cohere2": _COMMON | {"logit_scale": 0.4, "sliding_window": 8, "layer_types": _SLIDING},
+    "hunyuan_v1_dense": _COMMON | {"head_dim": 8},
+    "nemotron": _COMMON,
+    "qwen3_5_text": _COMMON | _LINEAR | {"head_dim": 8, "layer_types": _HYBRID},
+    "gpt_neo": _COMMON
+    | {"num_layers": 3, "num_heads": 4, "window_size": 8, "attention_types": _NEO},
+    "gpt_bigcode": _GPT,
+    "codegen": _GPT | {"rotary_dim": 4},
+    "granite_swa": _COMMON
+    | {"logits_scaling": 1.7, "residual_multiplier": 0.6, "embedding_multiplier": 3.0},
+    "hyperclovax": _COMMON
+    | {"logits_scaling": 0.6, "residual_multiplier": 0.8, "embedding_multiplier": 3.0},
+    "jais2": _COMMON,
+    "mpt": {"vocab_size": ROWS, "d_model": 32, "n_heads": 4, "n_layers": 3},
+    "persimmon": _COMMON,
+    "vaultgemma": _GEMMA | {"final_logit_softcapping": 3.0},
+    "youtu": _COMMON
+    | {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4}
+    | {"v_head_dim": 6, "num_key_value_heads": 4},
+    "diffllama": _COMMON,
+    "lfm2": _COMMON
+    | {"intermediate_size": 72}
+    | {"layer_types": _CONVOLUTIONS, "block_multiple_of": 16},
+    "falcon_h1": _COMMON | _MAMBA,
 }
 ARCHITECTURES = list(CONFIGS)
 FEW = ("gpt2", "llama", "gemma2", "bloom")
@@ -90,20 +155,26 @@ def config(architecture: str, **overrides: Any) -> Any:
     return CONFIG_MAPPING[architecture](**CONFIGS[architecture] | overrides)
 
 
-def tiny(architecture: str, *, seed: int = 0, **overrides: Any) -> tuple[Any, Any]:
+def tiny(
+    architecture: str, *, seed: int = 0, unsaved: bool = False, **overrides: Any
+) -> tuple[Any, Any]:
     """Return a random float32 model and its tokenizer.
 
-    ``overrides`` change the configuration.
+    ``overrides`` change the configuration; ``unsaved`` buffers are random too if asked for: no
+    checkpoint holds them, so that a saved and loaded model has its configuration's.
     """
     torch.manual_seed(seed)
     network = AutoModelForCausalLM.from_config(config(architecture, **overrides))
     network = network.float().eval().requires_grad_(False)
-    randomise(network, torch.Generator().manual_seed(seed))
+    randomise(network, torch.Generator().manual_seed(seed), unsaved)
     return network, tokenizer()
 
 
-def randomise(network: torch.nn.Module, generator: torch.Generator) -> None:
-    """Give every parameter a random value that leaves no shortcut: no 0, no 1, no symmetry."""
+def randomise(network: torch.nn.Module, generator: torch.Generator, unsaved: bool = False) -> None:
+    """Give every parameter a random value that leaves no shortcut: no 0, no 1, no symmetry.
+
+    Buffers of floats are scaled number by number, by 0.7 to 1.3: what masks goes on masking.
+    """
     for name, parameter in network.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
         if parameter.dim() > 1:
@@ -114,6 +185,10 @@ def randomise(network: torch.nn.Module, generator: torch.Generator) -> None:
         else:
             value = 1 + 0.3 * noise
         parameter.data.copy_(value)
+    saved = network.state_dict().keys()
+    for name, buffer in network.named_buffers():
+        if buffer.is_floating_point() and (unsaved or name in saved):
+            buffer.mul_(0.7 + 0.6 * torch.rand(buffer.shape, generator=generator).to(buffer))
 
 
 def save(

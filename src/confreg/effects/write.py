@@ -34,7 +34,7 @@ class Write:
     width : int
         Neurons in the layer.
     multiplier : float
-        What the model multiplies the MLP's output by (Granite), else 1.
+        What the model multiplies the MLP's output by, after any ``post_norm`` (Granite), else 1.
     post_norm : callable, optional
         Norm through which the MLP's output goes before it is added (Gemma 2 and 3, OLMo 2).
     post_centred, post_eps
@@ -64,14 +64,16 @@ class Write:
 
     def weights(self, neurons, like):
         """Output weights w, (n, d) float32; ``like`` lends dtype and device."""
-        return neuron_directions(self.down_projection, neurons, self.width, like, self.multiplier)
+        multiplier = self.multiplier if self.post_norm is None else 1.0
+        return neuron_directions(self.down_projection, neurons, self.width, like, multiplier)
 
     def gain(self, dtype):
-        """γ_p, learnt once by calling the post-norm."""
+        """γ_p times the multiplier, learnt once by calling the post-norm."""
         if self.post_gain is None:
-            self.post_gain, _ = norm_parameters(
+            gain, _ = norm_parameters(
                 self.post_norm, self.post_centred, self.post_eps, self.post_input
             )
+            self.post_gain = gain * self.multiplier
         return self.post_gain.to(dtype)
 
     def directions(self, weights):

@@ -100,14 +100,14 @@ def load(
 def _describe(source: Source, dtype: str | None) -> Description:
     from transformers import AutoConfig
 
-    from confreg.models import architectures
+    from confreg.models import lookup
 
     if dtype is not None:
         dtype = _check_dtype(dtype)
     with quiet(), _named(source, "configuration"):
         config = AutoConfig.from_pretrained(source.path, **source.keywords())
     # The architecture is checked before anything else of the model is fetched.
-    row = architectures.find(config, source.name)
+    row = lookup.find(config, source.name)
     if source.gguf and dtype is None:
         dtype = "float32"  # what transformers dequantises to
     return describe_config(
@@ -182,6 +182,11 @@ def _sentence(source: Source, part: str, error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__
     name = source.name + (f"@{source.revision}" if source.revision and not source.local else "")
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if "offload_folder" in str(error):
+        return (
+            f"The weights of {name} are converted as they are read, so layers cannot stay in its "
+            "files: say where accelerate may write them, -P offload_folder=FOLDER."
+        )
     if source.local:
         return f"The {part} of {name} cannot be read from {source.path}: {first}"
     if "GatedRepoError" in kinds:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from confreg.errors import ConfregError
-from confreg.models import architectures
+from confreg.models import lookup
 from confreg.models.architectures import Architecture, resolve
 from confreg.models.quiet import quiet
 
@@ -37,6 +37,8 @@ class Description:
     n_layers, n_neurons, n_heads, d_model, vocab_size : int
         Layers; neurons and query heads of one layer; width of the residual stream; rows of the
         unembedding.
+    attends : tuple of bool
+        Which layers have attention heads that can be told apart, of each.
     vocab_real : int
         Tokens that the tokenizer owns; the unembedding's rows beyond them are padding.
     max_length : int or None
@@ -60,6 +62,7 @@ class Description:
     vocab_size: int
     vocab_real: int
     max_length: int | None
+    attends: tuple[bool, ...] = ()
     sizes: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -128,7 +131,7 @@ def describe_config(
     sizes: dict[str, int] | None = None,
 ) -> Description:
     """Build a `Description` from a configuration and a tokenizer; no weights are needed."""
-    row = architectures.find(config, name)
+    row = lookup.find(config, name)
     vocab = int(config.vocab_size)
     own = str(config.dtype).removeprefix("torch.") if config.dtype is not None else "float32"
     return Description(
@@ -146,6 +149,7 @@ def describe_config(
         vocab_size=vocab,
         vocab_real=min(vocab, len(tokenizer)),
         max_length=getattr(config, "max_position_embeddings", None),
+        attends=tuple(row.has_heads(config)),
         sizes=sizes or {},
     )
 
@@ -254,13 +258,16 @@ class Model:
         """Envoy of a layer's down-projection, whose input are the neurons."""
         return resolve(self._block(layer), self.description.row.down_projection)
 
-    def attention_out(self, layer: int) -> Any:
+    def attention_out(self, layer: int) -> Any | None:
         """Envoy of a layer's attention output projection, whose input are its heads' outputs.
 
         Its input is (rows, length, heads · head width), one slice a *query* head: with
-        grouped-query attention, too.
+        grouped-query attention, too. None where the layer has no heads.
         """
-        return resolve(self._block(layer), self.description.row.attention_out)
+        path = self.description.row.attention_out
+        if path is None or not self.description.attends[self.layer(layer)]:
+            return None
+        return resolve(self._block(layer), path)
 
     @contextmanager
     def eager_attention(self) -> Iterator[None]:
@@ -276,9 +283,14 @@ class Model:
                 network.set_attn_implementation(usual)
 
     def post_norm(self, layer: int) -> Any | None:
-        """Envoy of the norm that a layer applies to its MLP's output, or None."""
-        path = self.description.row.post_norm
-        return None if path is None else resolve(self._block(layer), path)
+        """Envoy of the norm that a layer applies to its MLP's output, or None.
+
+        Of a hybrid, some layers may have none.
+        """
+        path, block = self.description.row.post_norm, self._block(layer)
+        if path is None or not hasattr(block._module, path.partition(".")[0]):
+            return None
+        return resolve(block, path)
 
     def _block(self, layer: int) -> Any:
         return resolve(self.nn, self.description.row.layers)[self.layer(layer)]

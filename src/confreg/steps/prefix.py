@@ -121,4 +121,9 @@ def attention_to_prefixes(model: Any, unit: Any) -> dict[str, Any]:
             f"{model.name} ({model.architecture}) does not return attention patterns, so "
             "its heads cannot be scored: name them, -p heads=5.1,7.2."
         )
-    return {"prefix_sum": found}
+    if len(found) == model.n_layers:
+        return {"prefix_sum": found}
+    # A hybrid returns the patterns of those layers that attend.
+    every = found.new_zeros(model.n_layers, model.n_heads)
+    every[[layer for layer, attends in enumerate(model.attends) if attends]] = found
+    return {"prefix_sum": every}

@@ -163,9 +163,14 @@ def choose(
     Raises
     ------
     ConfregError
-        A head that does not exist or is out of reach, no head that scores enough, or no head
-        left to draw controls from.
+        A model without heads that can be told apart, a head that does not exist or is out of
+        reach, no head that scores enough, or no head left to draw controls from.
     """
+    if not any(model.attends):
+        raise ConfregError(
+            f"{model.name} ({model.row.title}) has no heads that can be ablated: "
+            f"{model.row.no_heads or 'no layer attends'}."
+        )
     if len(watched.layers) > 1:
         raise ConfregError(
             f"Neurons of layers {watched.layers} were named: the neurons watched are of one layer."
@@ -178,7 +183,7 @@ def choose(
     for number, members in enumerate(chosen):
         drawn = []
         if random_sets:
-            pools = _pools(members, named, controls, last, model.n_heads)
+            pools = _pools(members, named, controls, _all_heads(model, last), last)
             drawn = _draw(rng, pools, random_sets)
         rows.append((np.array(members), _named(members), "chosen", number))
         rows += [
@@ -203,7 +208,7 @@ def _heads(spec: str, last: int, model: Description, scores: np.ndarray | None) 
     if not match or (match[1] == "top" and ("." in match[2] or int(match[2]) == 0)):
         raise ConfregError(f"heads={spec!r} is not understood. Write {GRAMMAR}.")
     by, limit = match[1], float(match[2])
-    every = [(layer, head) for layer in range(last + 1) for head in range(model.n_heads)]
+    every = _all_heads(model, last)
     if by == "top" and limit > len(every):
         raise ConfregError(f"heads={spec}: layers 0 to {last} have {len(every)} heads.")
     count = int(limit) if by == "top" else min(ASSUMED, len(every))
@@ -222,6 +227,12 @@ def _heads(spec: str, last: int, model: Description, scores: np.ndarray | None) 
     return found
 
 
+def _all_heads(model: Description, last: int) -> list[Head]:
+    """The heads of every layer up to ``last`` that has any."""
+    layers = [layer for layer in range(last + 1) if model.attends[layer]]
+    return [(layer, head) for layer in layers for head in range(model.n_heads)]
+
+
 def _head(part: str, last: int, model: Description) -> Head:
     match = re.fullmatch(r"\s*(-?\d+)\.(\d+)\s*", part)
     if not match:
@@ -235,6 +246,12 @@ def _head(part: str, last: int, model: Description) -> Head:
             f"heads={part.strip()}: there is no such head; a layer of {model.name} has query heads "
             f"0 to {model.n_heads - 1}."
         )
+    if not model.attends[layer]:
+        others = ", ".join(str(i) for i, attends in enumerate(model.attends) if attends)
+        raise ConfregError(
+            f"heads={part.strip()}: layer {layer} of {model.name} has no attention heads; layers "
+            f"that have are {others}."
+        )
     if layer > last:
         raise ConfregError(
             f"heads={part.strip()}: it comes after the watched neurons of layer {last} and cannot "
@@ -244,7 +261,7 @@ def _head(part: str, last: int, model: Description) -> Head:
 
 
 def _pools(
-    members: list[Head], chosen: list[Head], controls: str, last: int, n_heads: int
+    members: list[Head], chosen: list[Head], controls: str, every: list[Head], last: int
 ) -> list[tuple[list[Head], int]]:
     """Heads to draw from, and how many of each list.
 
@@ -257,7 +274,7 @@ def _pools(
     groups = [[a] for a in sorted(set(layers))] if controls == "same" else [range(last + 1)]
     pools = []
     for group in groups:
-        free = [(a, b) for a in group for b in range(n_heads) if (a, b) not in chosen]
+        free = [head for head in every if head[0] in group and head not in chosen]
         wanted = sum(layer in group for layer in layers)
         if len(free) < wanted:
             where, or_any = f"layers 0 to {last}", ""
