@@ -8,7 +8,8 @@ and κ = 0, except in models that normalise the MLP's output m before adding it:
     ℓ' = c₀ + temper (ℓ − c₀) + gain u + carry μ,      u = W_U(γ∘P w),  μ = W_U(γ∘P m̂)
 
 with ``temper`` = s/s', ``gain`` = α/s', ``carry`` = κ/s' for the total effect and
-1, α/s, κ/s for the direct effect (the final norm's scale frozen).
+1, α/s, κ/s for the direct effect (the final norm's scale frozen). A model without a final norm has
+s = s' = 1: both effects are the same.
 """
 
 import torch
@@ -71,6 +72,10 @@ def final_norm_change(readout, residual, directions, alpha, kappa=None, carried=
     dict of str to Coefficients
         Keys ``"total"`` and ``"direct"``.
     """
+    if not readout.normed:
+        one = torch.ones_like(alpha)
+        same = Coefficients(one, alpha, kappa)
+        return {"total": same, "direct": same}
     d = residual.shape[-1]
     px, pw = readout.centre(residual), readout.centre(directions)
     s2 = px.square().mean(-1) + readout.eps

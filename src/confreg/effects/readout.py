@@ -26,7 +26,7 @@ class Readout:
 
     ``logits = softcap(scale · (W_U (γ ∘ P x / s(x) + β) + b))`` with ``s(x)² = mean((P x)²) + ε``
     and P centring for LayerNorm, the identity for RMSNorm. *Raw* logits are those before
-    ``scale`` and ``softcap``.
+    ``scale`` and ``softcap``. Of a model without a final norm s is 1, whatever x.
 
     Attributes
     ----------
@@ -41,9 +41,11 @@ class Readout:
     centred : bool
     eps, scale : float
     softcap : float or None
+    normed : bool
+        Whether there is a final norm.
     """
 
-    def __init__(self, unembed, gain, offset, centred, eps, scale=1.0, softcap=None):
+    def __init__(self, unembed, gain, offset, centred, eps, scale=1.0, softcap=None, normed=True):
         self.unembed = unembed
         self.gain = real(gain)
         self.offset = real(offset)
@@ -52,6 +54,7 @@ class Readout:
         self.eps = eps
         self.scale = scale
         self.softcap = softcap
+        self.normed = normed
 
     def centre(self, x):
         """P x, shape kept."""
@@ -59,6 +62,8 @@ class Readout:
 
     def norm_scale(self, x):
         """s(x), the divisor of the norm: (..., d) -> (...)."""
+        if not self.normed:
+            return torch.ones_like(x[..., 0])
         return (self.centre(x).square().mean(-1) + self.eps).sqrt()
 
     def directions(self, w):
@@ -85,11 +90,12 @@ def norm_parameters(norm, centred, eps, like):
     return real((up - down) / (2 * probe))[0], real((up + down) / 2)[0]
 
 
-def read_readout(norm, unembedding, like, centred, eps, scale=1.0, softcap=None):
+def read_readout(norm, unembedding, like, centred, eps, scale=1.0, softcap=None, normed=True):
     """Learn a model's `Readout` by calling its final ``norm`` and its ``unembedding``.
 
     ``like`` is any activation of the residual stream: it lends width, dtype and device.
     """
+    # The probe of an identity comes back as it is: γ = 1 and β = 0 with ε = 0.
     gain, shift = norm_parameters(norm, centred, eps, like)
     bias = unembedding(torch.zeros_like(gain[None], dtype=like.dtype))
     dtype, bias = bias.dtype, bias.float()  # what it computes in, under autocast, too
@@ -100,7 +106,7 @@ def read_readout(norm, unembedding, like, centred, eps, scale=1.0, softcap=None)
         return out - bias if biased else out
 
     offset = unembedding(shift[None].to(dtype)).float()[0]
-    return Readout(unembed, gain, offset, centred, eps, scale, softcap)
+    return Readout(unembed, gain, offset, centred, eps, scale, softcap, normed)
 
 
 def take(tensor, positions):

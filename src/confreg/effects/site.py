@@ -34,7 +34,7 @@ class Site:
     begin : envoy, module or None
         The model's first block, whose input lends width, dtype and device.
     readout : dict
-        ``centred``, ``eps``, ``scale`` and ``softcap`` of a `Readout`.
+        ``centred``, ``eps``, ``scale``, ``softcap`` and ``normed`` of a `Readout`.
     write : dict
         ``width``, ``multiplier``, ``post_centred`` and ``post_eps`` of a `Write`.
     """

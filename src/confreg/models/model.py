@@ -154,6 +154,12 @@ def describe_config(
     )
 
 
+def _is_identity(envoy: Any) -> bool:
+    from torch import nn
+
+    return isinstance(envoy._module, nn.Identity)
+
+
 class Model:
     """A network wrapped by nnsight.
 
@@ -167,7 +173,8 @@ class Model:
         ``nn.trace``, without a key-value cache.
     final_norm, unembedding : nnsight envoys
     readout : dict
-        ``centred``, ``eps``, ``scale``, ``softcap``.
+        ``centred``, ``eps``, ``scale``, ``softcap``, and ``normed``, which is False where the
+        final norm was replaced by an identity.
     post_readout : dict or None
         ``centred``, ``eps`` of the norm after the MLP.
     multiplier : float
@@ -183,6 +190,8 @@ class Model:
         self.final_norm = resolve(nn, row.final_norm)
         self.unembedding = resolve(nn, row.unembedding)
         self.readout = row.readout(description.config)
+        if _is_identity(self.final_norm):
+            self.readout |= {"centred": False, "eps": 0.0, "normed": False}
         self.post_readout = row.post_readout(description.config)
         self.multiplier = float(row.multiplier(description.config))
 

@@ -40,10 +40,11 @@ class Forward:
 def copied(observed, copy, tokens, pathway, before):
     """Final logits of one pathway in one copy of the clean rows, (t, V)."""
     readout, positions = observed.readout, observed.positions[tokens]
-    if pathway == "direct":
+    if pathway == "direct" and readout.normed:
         clean = take(observed.residual[: observed.unit.tokens.rows], positions).float()
         edited = readout.centre(take(observed.residual[copy], positions).float())
         edited = readout.gain * edited / readout.norm_scale(clean)[:, None]
         return readout.finish(readout.unembed(edited) + readout.offset)
     logits = readout.finish(take(observed.raw[copy], positions).float())
-    return logits if pathway == "total" else put_back(logits, before, observed.frequency)
+    put = pathway == "frequency_direct"
+    return put_back(logits, before, observed.frequency) if put else logits

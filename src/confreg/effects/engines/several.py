@@ -69,7 +69,7 @@ class Moved:
         push = self.alpha @ self.u
         if self.kappa is not None:
             push = push + self.kappa * self.mu
-        if pathway == "direct":
+        if pathway == "direct" or not readout.normed:
             return readout.finish(raw + push / self.before)
         offset = readout.offset.to(raw.dtype)
         tempered = self.before / self.after * (raw - offset)
