@@ -30,7 +30,7 @@ def site_of(model, layer):
     return fx.Site(
         model.down_proj(layer), model.attention_out(layer), model._block(layer), model.final_norm,
         model.unembedding, model.post_norm(layer), model._block(0), model.readout,
-        model.write_spec,
+        model.write_spec(layer),
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from confreg.models.placement import Placement
 SETS = [[(1, 2)], [(0, 1), (1, 0), (1, 3), (2, 2)]]
 # Where layer 1 has no heads, or its heads cannot see the first token from everywhere.
 OUTER = [[(2, 2)], [(0, 1), (2, 0), (0, 3), (2, 2)]]
-OF = dict.fromkeys(("olmo_hybrid", "lfm2", "gpt_neo"), OUTER)
+OF = dict.fromkeys(("olmo_hybrid", "lfm2", "lfm2_vl", "gpt_neo"), OUTER)
 HEADED = [p for p in zoo.EVERY if p.values[0] not in heads_oracle.NONE]
 CHOSEN = (
     fx.loss.total,
@@ -139,5 +139,8 @@ def test_patterns_are_those_of_queries_and_keys(architecture):
 
 def test_the_table_is_tested_whole():
     table = families.ARCHITECTURES
-    assert set(table) == set(heads_oracle.ATTENTION) | heads_oracle.NONE
-    assert {name for name, row in table.items() if row.no_heads} == heads_oracle.NONE
+    tested = set(heads_oracle.ATTENTION) | heads_oracle.NONE
+    assert tested == set(table) | set(families.WRAPPERS)
+    assert heads_oracle.NONE - set(families.WRAPPERS) == {
+        name for name, row in table.items() if row.no_heads
+    }

@@ -16,9 +16,14 @@ import torch
 FORBIDDEN = -1e9
 
 _GPT, _LLAMA = "transformer.h.{}.attn", "model.layers.{}.self_attn"
-NONE = {"qwen3_5_text", "diffllama", "granite_swa"}
+NONE = {"qwen3_5_text", "qwen3_5", "diffllama", "granite_swa"}
 """Families whose heads are mixed, or gated by the token itself, before they are put together."""
 ATTENTION = dict.fromkeys(oracle.PATHS.keys() - NONE, _LLAMA) | {
+    name: down.partition("{}")[0] + "{}.self_attn"
+    for name, (down, _) in oracle.PATHS.items()
+    if down.startswith(("model.language_model", "model.text_model"))
+}
+ATTENTION |= {
     "gpt2": _GPT,
     "gptj": _GPT,
     "codegen": _GPT,
@@ -38,7 +43,7 @@ class HeadOracle(oracle.Oracle):
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__(network)
         self.network.set_attn_implementation("eager")
-        self.n_heads = self.network.config.num_attention_heads
+        self.n_heads = self.network.config.get_text_config().num_attention_heads
 
     @contextmanager
     def first_only(

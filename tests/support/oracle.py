@@ -72,9 +72,32 @@ PATHS = {
     "lfm2": ("model.layers.{}.feed_forward.w2", "model.embedding_norm"),
     "falcon_h1": ("model.layers.{}.feed_forward.down_proj", "model.final_layernorm"),
 }
+_WRAPPED = ("model.language_model.layers.{}.mlp.down_proj", "model.language_model.norm")
+_IN_TEXT = ("model.text_model.layers.{}.mlp.down_proj", "model.text_model.norm")
+PATHS |= {
+    "gemma4_text": _LLAMA,
+    "gemma3": _WRAPPED,
+    "gemma4": _WRAPPED,
+    "gemma4_unified": _WRAPPED,
+    "mistral3": _WRAPPED,
+    "qwen2_vl": _WRAPPED,
+    "qwen2_5_vl": _WRAPPED,
+    "qwen3_vl": _WRAPPED,
+    "qwen3_5": _LLAMA,
+    "llava": _WRAPPED,
+    "llava_next": _WRAPPED,
+    "internvl": _WRAPPED,
+    "cohere2_vision": _WRAPPED,
+    "lfm2_vl": (
+        "model.language_model.layers.{}.feed_forward.w2",
+        "model.language_model.embedding_norm",
+    ),
+    "smolvlm": _IN_TEXT,
+    "idefics3": _IN_TEXT,
+}
 LAYER_NORM = {"gpt2", "gpt_neox", "gptj", "opt", "falcon", "bloom", "phi", "cohere", "stablelm"}
 LAYER_NORM |= {"starcoder2", "olmo", "cohere2", "nemotron", "gpt_neo", "gpt_bigcode", "codegen"}
-LAYER_NORM |= {"jais2", "mpt", "persimmon"}
+LAYER_NORM |= {"jais2", "mpt", "persimmon", "cohere2_vision"}
 EPS = {"olmo": 1e-5}
 """Of norms that hold none."""
 

@@ -13,8 +13,13 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from confreg.models.quiet import quiet
 
@@ -45,6 +50,12 @@ _GPT = {
 }
 _GEMMA = _COMMON | {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16}
 
+_GEMMA4 = _GEMMA | {
+    "final_logit_softcapping": 3.0,
+    "global_head_dim": 8,
+    "hidden_size_per_layer_input": 0,
+    "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+}
 _SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
 _HYBRID = ["full_attention", "linear_attention", "full_attention"]
 _CONVOLUTIONS = ["full_attention", "conv", "full_attention"]
@@ -69,6 +80,25 @@ _MAMBA = {
     "embedding_multiplier": 2.0,
     "key_multiplier": 0.8,
 }
+
+_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+_QWEN_VISION = {"depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": 32}
+_MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+
+
+def _around(kind: str, vision: dict[str, Any] | None = None, **others: Any) -> dict[str, Any]:
+    """A multimodal configuration around one of the text models."""
+    own = CONFIGS[kind] if kind in CONFIGS else _COMMON | {"head_dim": 8}
+    inner = own | others.pop("text", {}) | {"model_type": kind}
+    return {"text_config": inner, "vision_config": vision or _VISION, **others}
+
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2": _GPT,
@@ -132,6 +162,24 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"layer_types": _CONVOLUTIONS, "block_multiple_of": 16},
     "falcon_h1": _COMMON | _MAMBA,
 }
+CONFIGS |= {
+    "gemma4_text": _GEMMA4,
+    "gemma3": _around("gemma3_text", mm_tokens_per_image=4),
+    "gemma4": _around("gemma4_text", text=_GEMMA4),
+    "gemma4_unified": _around("gemma4_unified_text", text=_GEMMA4),
+    "mistral3": _around("ministral3"),
+    "qwen2_vl": _around("qwen2_vl_text", _QWEN_VISION, text={"rope_parameters": _MROPE}),
+    "qwen2_5_vl": _around("qwen2_5_vl_text", _QWEN_VISION, text={"rope_parameters": _MROPE}),
+    "qwen3_vl": _around("qwen3_vl_text", _QWEN_VISION, text={"rope_parameters": _MROPE}),
+    "qwen3_5": _around("qwen3_5_text"),
+    "llava": _around("llama"),
+    "llava_next": _around("mistral"),
+    "internvl": _around("qwen2"),
+    "cohere2_vision": _around("cohere2"),
+    "lfm2_vl": _around("lfm2"),
+    "smolvlm": _around("llama"),
+    "idefics3": _around("llama"),
+}
 ARCHITECTURES = list(CONFIGS)
 FEW = ("gpt2", "llama", "gemma2", "bloom")
 """LayerNorm and RMSNorm, post-norms and a softcap, neurons of another width."""
@@ -164,7 +212,10 @@ def tiny(
     checkpoint holds them, so that a saved and loaded model has its configuration's.
     """
     torch.manual_seed(seed)
-    network = AutoModelForCausalLM.from_config(config(architecture, **overrides))
+    kind = AutoModelForCausalLM
+    if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        kind = AutoModelForImageTextToText
+    network = kind.from_config(config(architecture, **overrides))
     network = network.float().eval().requires_grad_(False)
     randomise(network, torch.Generator().manual_seed(seed), unsaved)
     return network, tokenizer()

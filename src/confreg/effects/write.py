@@ -144,3 +144,14 @@ class Write:
     def carried(self, pm, before):
         """m̂ = γ_p∘P_p m/s_m, the post-norm's output without its bias: (T, d) from P_p m and s_m."""
         return self.gain(pm.dtype) * pm / before[:, None]
+
+
+def layer_scale(stream, update, output):
+    """c of a layer whose output is c (stream + update), by least squares in float64.
+
+    Parameters
+    ----------
+    stream, update, output : Tensor (R, L, d)
+    """
+    total = stream.double() + update.double()
+    return (total * output.double()).sum() / total.square().sum()

@@ -7,7 +7,7 @@ neurons, the final norm and the unembedding, and how logits are finished.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -51,6 +51,14 @@ class Architecture:
         What else distinguishes the family (for `confreg models` only).
     refuse : callable
         Of the configuration: why a variant of this family cannot be measured, or None.
+    after_mlp : callable
+        Of the configuration: what follows a layer's MLP and keeps the closed forms from the last
+        layer, in a clause, or "".
+    scaled_sum : str or None
+        Where a layer multiplies its output by a number of its own: path from a layer of the norm
+        before the MLP, whose input is what the MLP's output (after ``post_norm``) is added to.
+    wraps : str
+        Of a multimodal model, transformers' name of the text model in it.
     """
 
     model_type: str
@@ -72,6 +80,25 @@ class Architecture:
     parallel: bool = False
     also: tuple[str, ...] = ()
     refuse: Callable[[Any], str | None] = lambda config: None
+    after_mlp: Callable[[Any], str] = lambda config: ""
+    scaled_sum: str | None = None
+    wraps: str = ""
+
+    def inside(self, model_type: str, title: str, decoder: str) -> Architecture:
+        """The same family inside a multimodal model, whose decoder has another path."""
+        own = self.layers.rpartition(".")[0]
+
+        def moved(path: str) -> str:
+            return f"{decoder}.{path.removeprefix(own + '.')}"
+
+        return replace(
+            self,
+            model_type=model_type,
+            title=f"{title} (around {self.title})",
+            layers=moved(self.layers),
+            final_norm=moved(self.final_norm),
+            wraps=self.model_type,
+        )
 
     def n_neurons(self, config: Any) -> int:
         """Neurons of one layer: inputs of its down-projection."""
@@ -107,6 +134,7 @@ class Architecture:
         words += ["parallel blocks"] * self.parallel
         words += ["norm after the MLP"] * (self.post_norm is not None)
         words += ["softcap"] * (self.softcap is not None)
+        words += ["scaled layers"] * (self.scaled_sum is not None)
         words += ["no heads"] * (self.attention_out is None)
         return ", ".join([*words, *self.also])
 

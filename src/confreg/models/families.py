@@ -6,6 +6,7 @@ against an oracle that does not read this table.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from confreg.models.architectures import Architecture
@@ -60,6 +61,31 @@ def _refuse_bloom(config: Any) -> str | None:
 def _attention_layers(config: Any) -> list[bool]:
     """Which layers of a hybrid attend; the others mix tokens in other ways."""
     return [kind.endswith("attention") and kind[:6] != "linear" for kind in config.layer_types]
+
+
+def _refuse_gemma4(config: Any) -> str | None:
+    if getattr(config, "enable_moe_block", False):
+        return "a router chooses experts beside its MLP, and one norm follows both"
+    if getattr(config, "use_double_wide_mlp", False) and config.num_kv_shared_layers:
+        return "its layers have different numbers of neurons"
+    return None
+
+
+def _after_gemma4(config: Any) -> str:
+    per_layer = getattr(config, "hidden_size_per_layer_input", 0)
+    return "a gated input of the token's own follows its MLP" if per_layer else ""
+
+
+def _gemma4(model_type: str, title: str, **changes: Any) -> Architecture:
+    """Return a family built like Gemma 4, whose layers scale their output."""
+    row: dict[str, Any] = {
+        "post_norm": "post_feedforward_layernorm",
+        "softcap": "final_logit_softcapping",
+        "refuse": _refuse_gemma4,
+        "after_mlp": _after_gemma4,
+        "scaled_sum": "pre_feedforward_layernorm",
+    }
+    return _llama(model_type, title, **(row | changes))
 
 
 _GATED = "each token multiplies its heads' outputs by a gate of its own"
@@ -167,6 +193,7 @@ _ROWS = (
         softcap="final_logit_softcapping",
         also=("1 + γ",),
     ),
+    _gemma4("gemma4_text", "Gemma 4 (text)"),
     _llama("olmo2", "OLMo 2", post_norm="post_feedforward_layernorm"),
     _llama(
         "cohere",
@@ -312,3 +339,60 @@ _ROWS = (
 )
 
 ARCHITECTURES: dict[str, Architecture] = {row.model_type: row for row in _ROWS}
+
+TEXT_MODELS: dict[str, Architecture] = {
+    row.model_type: row
+    for row in (
+        _llama("qwen2_vl_text", "Qwen 2"),
+        _llama("qwen2_5_vl_text", "Qwen 2.5"),
+        _llama("qwen3_vl_text", "Qwen 3"),
+        _gemma4("gemma4_unified_text", "Gemma 4"),
+    )
+}
+"""Text models that are found inside multimodal ones only."""
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """A multimodal model that is measured on text, as it is: its row is its text model's.
+
+    Attributes
+    ----------
+    title : str
+        The name people use.
+    decoder : str
+        Path of the text model's decoder.
+    changes : dict
+        What of the text model's row is otherwise here.
+    """
+
+    title: str
+    decoder: str = "model.language_model"
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    def around(self, row: Architecture, model_type: str) -> Architecture:
+        """The row of the text model, as a row of the wrapper."""
+        return replace(row.inside(model_type, self.title, self.decoder), **self.changes)
+
+
+def _one(config: Any) -> float:
+    return 1.0
+
+
+WRAPPERS: dict[str, Wrapper] = {
+    "gemma3": Wrapper("Gemma 3 (4B and up)", changes={"softcap": None}),  # it leaves it out
+    "gemma4": Wrapper("Gemma 4"),
+    "gemma4_unified": Wrapper("Gemma 4 unified"),
+    "mistral3": Wrapper("Mistral Small 3, Ministral 3"),
+    "qwen2_vl": Wrapper("Qwen 2 VL"),
+    "qwen2_5_vl": Wrapper("Qwen 2.5 VL"),
+    "qwen3_vl": Wrapper("Qwen 3 VL"),
+    "qwen3_5": Wrapper("Qwen 3.5", "model"),  # transformers loads the text model alone
+    "llava": Wrapper("LLaVA"),
+    "llava_next": Wrapper("LLaVA-NeXT"),
+    "internvl": Wrapper("InternVL"),
+    "cohere2_vision": Wrapper("Command A Vision", changes={"scale": _one}),  # it leaves it out
+    "lfm2_vl": Wrapper("LFM 2 VL"),
+    "smolvlm": Wrapper("SmolVLM", "model.text_model"),
+    "idefics3": Wrapper("Idefics 3", "model.text_model"),
+}

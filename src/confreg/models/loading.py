@@ -81,11 +81,11 @@ def load(
     held = (profile.quantization if profile is not None else None) or computed
     described = _describe(source, held)
     if not weights:
-        with quiet():
+        with quiet(), _named(source, "structure"):
             nn = TransformersModel(
                 source.path,
                 revision=None if source.local else source.revision,
-                task="text-generation",
+                task=_task(described.row.model_type),
                 tokenizer=described.tokenizer,
                 dtype=held or "auto",
             )
@@ -125,7 +125,6 @@ def _read(
 ) -> Any:
     """Read the weights, and put them where the profile says."""
     from nnsight.modeling.quantization import resolve_load_kwargs
-    from transformers import AutoModelForCausalLM
 
     words: dict[str, Any] = {"dtype": described.dtype, **source.keywords()}
     if computed and computed != described.dtype:
@@ -133,7 +132,7 @@ def _read(
     if profile is not None:
         words |= profile.keywords(described, source)
     with quiet(), _named(source, "weights"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = _auto_class(described.row.model_type).from_pretrained(
             source.path, output_loading_info=True, **resolve_load_kwargs(words)
         )
     network, found = loaded
@@ -145,6 +144,23 @@ def _read(
             "or its configuration is of another model."
         )
     return network
+
+
+def _task(model_type: str) -> str:
+    """The task by which transformers finds the class of an architecture."""
+    from transformers.models.auto import modeling_auto
+
+    causal = model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return "text-generation" if causal else "image-text-to-text"
+
+
+def _auto_class(model_type: str) -> Any:
+    """The factory of transformers that makes an architecture's models."""
+    import transformers
+
+    if _task(model_type) == "text-generation":
+        return transformers.AutoModelForCausalLM
+    return transformers.AutoModelForImageTextToText
 
 
 def _commit(source: Source) -> str | None:
@@ -229,10 +245,9 @@ def _check_dtype(dtype: str) -> str:
 def _sizes(config: PretrainedConfig, row: Architecture) -> dict[str, int]:
     """Parameters per module that is placed as a whole, counted on a weightless model."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     with quiet(), torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config)
+        network = _auto_class(row.model_type).from_config(config)
     return module_sizes(network, row)
 
 
@@ -240,8 +255,8 @@ def module_sizes(network: torch.nn.Module, row: Architecture) -> dict[str, int]:
     """Count the parameters of every module that is placed as a whole.
 
     Those are each decoder layer and, outside the layers, every smallest module that owns
-    parameters or buffers (embeddings, final norm, unembedding, rotary tables). A tied
-    unembedding counts 0.
+    parameters or buffers (embeddings, final norm, unembedding, rotary tables, a vision tower),
+    and parameters of what is above them. A tied unembedding counts 0.
     """
     sizes: dict[str, int] = {}
     seen: set[int] = set()
@@ -251,6 +266,8 @@ def module_sizes(network: torch.nn.Module, row: Architecture) -> dict[str, int]:
         if inner:
             for child, part in module.named_children():
                 visit(f"{path}.{child}" if path else child, part)
+            for name, own in module.named_parameters(recurse=False):
+                sizes[f"{path}.{name}".removeprefix(".")] = own.numel()
             return
         parameters = [p for p in module.parameters() if id(p) not in seen]
         seen.update(map(id, parameters))

@@ -39,6 +39,8 @@ class Description:
         unembedding.
     attends : tuple of bool
         Which layers have attention heads that can be told apart, of each.
+    after_mlp : str
+        What follows the last layer's MLP and rules the closed forms out, in a clause, or "".
     vocab_real : int
         Tokens that the tokenizer owns; the unembedding's rows beyond them are padding.
     max_length : int or None
@@ -63,6 +65,7 @@ class Description:
     vocab_real: int
     max_length: int | None
     attends: tuple[bool, ...] = ()
+    after_mlp: str = ""
     sizes: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -131,9 +134,11 @@ def describe_config(
     sizes: dict[str, int] | None = None,
 ) -> Description:
     """Build a `Description` from a configuration and a tokenizer; no weights are needed."""
-    row = lookup.find(config, name)
+    row, outer = lookup.find(config, name), config
+    config = lookup.text_of(config)
     vocab = int(config.vocab_size)
-    own = str(config.dtype).removeprefix("torch.") if config.dtype is not None else "float32"
+    stored = outer.dtype if outer.dtype is not None else config.dtype
+    own = str(stored).removeprefix("torch.") if stored is not None else "float32"
     return Description(
         name=name,
         revision=revision or "",
@@ -150,6 +155,7 @@ def describe_config(
         vocab_real=min(vocab, len(tokenizer)),
         max_length=getattr(config, "max_position_embeddings", None),
         attends=tuple(row.has_heads(config)),
+        after_mlp=row.after_mlp(config),
         sizes=sizes or {},
     )
 
@@ -179,6 +185,8 @@ class Model:
         ``centred``, ``eps`` of the norm after the MLP.
     multiplier : float
         What the MLP's output is multiplied by before it is added (Granite), else 1.
+    learnt : dict of int to float
+        What layers multiply their output by (Gemma 4), as far as it was asked for.
     """
 
     def __init__(self, nn: TransformersModel, description: Description) -> None:
@@ -194,6 +202,7 @@ class Model:
             self.readout |= {"centred": False, "eps": 0.0, "normed": False}
         self.post_readout = row.post_readout(description.config)
         self.multiplier = float(row.multiplier(description.config))
+        self.learnt: dict[int, float] = {}
 
     def __getattr__(self, name: str) -> Any:
         """Whatever is known before the weights are read."""
@@ -227,16 +236,16 @@ class Model:
             network.config, tokenizer, name, dtype=str(network.dtype).removeprefix("torch.")
         )
         network.eval().requires_grad_(False)
-        nn = TransformersModel(network, task="text-generation", tokenizer=tokenizer)
+        with quiet():
+            nn = TransformersModel(network, task="text-generation", tokenizer=tokenizer)
         return cls(nn, described)
 
-    @property
-    def write_spec(self) -> dict[str, Any]:
-        """Keywords of `confreg.effects.Write`: how a neuron reaches the residual stream."""
+    def write_spec(self, layer: int = -1) -> dict[str, Any]:
+        """Keywords of `confreg.effects.Write`: how a layer's neurons reach the residual stream."""
         post = self.post_readout or {"centred": False, "eps": 0.0}
         return {
             "width": self.n_neurons,
-            "multiplier": self.multiplier,
+            "multiplier": self.multiplier * self._layer_scale(self.layer(layer)),
             "post_centred": post["centred"],
             "post_eps": post["eps"],
         }
@@ -260,8 +269,19 @@ class Model:
             post_norm=self.post_norm(layer),
             begin=self._block(0),
             readout=self.readout,
-            write=self.write_spec,
+            write=self.write_spec(layer),
         )
+
+    def _layer_scale(self, layer: int) -> float:
+        """What the last layer multiplies its output by, else 1: only closed forms ask for it."""
+        path = self.description.row.scaled_sum
+        if path is None or self.description.after_mlp or layer != self.n_layers - 1:
+            return 1.0
+        if layer not in self.learnt:
+            from confreg.models.scaling import learn
+
+            self.learnt[layer] = learn(self, resolve(self._block(layer), path), layer)
+        return self.learnt[layer]
 
     def down_proj(self, layer: int) -> Any:
         """Envoy of a layer's down-projection, whose input are the neurons."""

@@ -158,7 +158,8 @@ class _Ablation:
 
     def _engine(self, layer: int) -> str:
         last = layer == self.model.n_layers - 1
-        return choose(self.study.options.engine, self._specimen(), self.effects, last)
+        wanted, after = self.study.options.engine, self.model.after_mlp
+        return choose(wanted, self._specimen(), self.effects, last, after)
 
     def _specimen(self) -> Any:
         """One of the edits, to be asked what it can; what it depends on is not known yet."""

@@ -9,7 +9,9 @@ from confreg.effects import Effect, fitting
 from confreg.errors import ConfregError
 
 
-def choose(wanted: str, edits: Any, effects: Sequence[Effect], last: bool) -> str:
+def choose(
+    wanted: str, edits: Any, effects: Sequence[Effect], last: bool, after_mlp: str = ""
+) -> str:
     """Which engine measures effects of edits, by asking both.
 
     Closed forms are algebra of the last layer: the edits must say what they write to the residual
@@ -24,13 +26,16 @@ def choose(wanted: str, edits: Any, effects: Sequence[Effect], last: bool) -> st
     effects : sequence of Effect
     last : bool
         Whether the edits are made in the last layer.
+    after_mlp : str
+        What follows that layer's MLP and rules the closed forms out, in a clause, or "".
 
     Raises
     ------
     ConfregError
         An engine was asked for that cannot do it.
     """
-    fits = type(fitting(edits, effects, last)).__name__.lower()
+    through = after_mlp if getattr(edits, "into", "residual") == "mlp" else ""
+    fits = type(fitting(edits, effects, last and not through)).__name__.lower()
     if wanted in ("auto", "forward"):
         return fits if wanted == "auto" else wanted
     if getattr(edits, "writes", None) is None:
@@ -43,6 +48,11 @@ def choose(wanted: str, edits: Any, effects: Sequence[Effect], last: bool) -> st
         raise ConfregError(
             f"Engine {wanted!r} is algebra of the last layer; for earlier layers use "
             "--engine forward (or auto)."
+        )
+    if through:
+        raise ConfregError(
+            f"Engine {wanted!r} is algebra of what follows the last layer's MLP, and in this model "
+            f"{through}: use --engine forward (or auto)."
         )
     if fits == "forward":
         only = next(e.name for e in effects if "norm_scale" in e.measure.given)

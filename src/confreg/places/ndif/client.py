@@ -116,6 +116,7 @@ class Client:
             asks for its model once: its traces are told apart by their order.
         """
         remote = copy.copy(self.model)
+        remote.learnt = {}  # by traces of the unit's own
         # As in `Model`: a partial, because nnsight reads the frame of whoever calls it.
         remote.trace = functools.partial(self.model.trace, backend=JobBackend(self, key))
         return remote
