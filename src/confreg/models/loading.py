@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from confreg.errors import ConfregError
+from confreg.models import gguf
+from confreg.models.checkpoint import (
+    check_adapters,
+    check_files,
+    check_json,
+    check_kernels,
+    check_taken,
+)
 from confreg.models.model import Description, Model, describe_config
 from confreg.models.quiet import quiet
 from confreg.models.sources import Source, locate
@@ -19,6 +28,10 @@ if TYPE_CHECKING:
 
     from confreg.models.architectures import Architecture
     from confreg.models.placement import Placement
+
+
+OWN_CODE = {"trust_remote_code": False}
+"""Code in a model's folder is never run, and nothing is asked at a prompt."""
 
 
 def describe(name: str, revision: str | None = None, dtype: str | None = None) -> Description:
@@ -48,6 +61,7 @@ def load(
     dtype: str | None = None,
     revision: str | None = None,
     weights: bool = True,
+    described: Description | None = None,
 ) -> Model:
     """Load a model for tracing.
 
@@ -65,6 +79,8 @@ def load(
         Of a Hub id.
     weights : bool
         False for a remote run: only the structure is built, on the meta device.
+    described : Description, optional
+        What `describe` said of the same model, so that it is not found out again.
 
     Raises
     ------
@@ -79,7 +95,7 @@ def load(
     computed = dtype or (profile.dtype if profile is not None else None)
     computed = computed and _check_dtype(computed)
     held = (profile.quantization if profile is not None else None) or computed
-    described = _describe(source, held)
+    described = described or _describe(source, held)
     if not weights:
         with quiet(), _named(source, "structure"):
             nn = TransformersModel(
@@ -88,6 +104,7 @@ def load(
                 task=_task(described.row.model_type),
                 tokenizer=described.tokenizer,
                 dtype=held or "auto",
+                **OWN_CODE,
             )
         return Model(nn, described)
     network = _read(source, described, profile, computed)
@@ -104,12 +121,16 @@ def _describe(source: Source, dtype: str | None) -> Description:
 
     if dtype is not None:
         dtype = _check_dtype(dtype)
-    with quiet(), _named(source, "configuration"):
-        config = AutoConfig.from_pretrained(source.path, **source.keywords())
+    check_json(source)
+    with quiet(), _parsed(source), _named(source, "configuration"):
+        config = AutoConfig.from_pretrained(source.path, **source.keywords(), **OWN_CODE)
+        check_adapters(source)
+        check_kernels(config, source)
     # The architecture is checked before anything else of the model is fetched.
     row = lookup.find(config, source.name)
-    if source.gguf and dtype is None:
-        dtype = "float32"  # what transformers dequantises to
+    if source.gguf:
+        gguf.check_keys(Path(source.path) / source.gguf, config, row, source.name)
+        dtype = dtype or "float32"  # what transformers dequantises to
     return describe_config(
         config,
         _tokenizer(source),
@@ -126,23 +147,24 @@ def _read(
     """Read the weights, and put them where the profile says."""
     from nnsight.modeling.quantization import resolve_load_kwargs
 
-    words: dict[str, Any] = {"dtype": described.dtype, **source.keywords()}
+    check_files(source)
+    words: dict[str, Any] = {"dtype": described.dtype, **source.keywords(), **OWN_CODE}
+    words["ignore_mismatched_sizes"] = True  # else a report in a log, and no name in the error
     if computed and computed != described.dtype:
         words["compute_dtype"] = computed  # of a quantized model
     if profile is not None:
         words |= profile.keywords(described, source)
-    with quiet(), _named(source, "weights"):
+    if source.gguf:
+        # A copy: transformers writes into it what becomes of the weights.
+        words |= {"config": copy.deepcopy(described.config), **gguf.keywords()}
+    with quiet(), _parsed(source), _named(source, "weights"):
         loaded: Any = _auto_class(described.row.model_type).from_pretrained(
             source.path, output_loading_info=True, **resolve_load_kwargs(words)
         )
     network, found = loaded
-    # transformers fills these with random numbers, and says so where nobody looks.
-    if missing := sorted(found["missing_keys"]):
-        raise ConfregError(
-            f"{source.name} lacks {len(missing)} of the weights that {described.row.title} has "
-            f"({', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}): it is incomplete, "
-            "or its configuration is of another model."
-        )
+    if source.gguf:
+        gguf.check_tensors(Path(source.path) / source.gguf, network, source.name)
+    check_taken(network, found, source, described.row.title)
     return network
 
 
@@ -175,8 +197,12 @@ def _commit(source: Source) -> str | None:
 def _tokenizer(source: Source) -> Any:
     from transformers import AutoTokenizer
 
-    with quiet(), _named(source, "tokenizer"):
-        return AutoTokenizer.from_pretrained(source.path, **source.keywords())
+    with quiet(), _parsed(source), _named(source, "tokenizer"):
+        return AutoTokenizer.from_pretrained(source.path, **source.keywords(), **OWN_CODE)
+
+
+def _parsed(source: Source) -> AbstractContextManager[None]:
+    return gguf.parsed_once() if source.gguf else nullcontext()
 
 
 @contextmanager
@@ -184,7 +210,9 @@ def _named(source: Source, part: str) -> Iterator[None]:
     """Turn whatever the Hub and transformers raise into one sentence about ``source``."""
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except ConfregError:
+        raise
+    except Exception as error:  # torch's, safetensors', tokenizers', pickle's, anyone's
         raise ConfregError(_sentence(source, part, error)) from error
 
 
@@ -202,6 +230,14 @@ def _sentence(source: Source, part: str, error: BaseException) -> str:
         return (
             f"The weights of {name} are converted as they are read, so layers cannot stay in its "
             "files: say where accelerate may write them, -P offload_folder=FOLDER."
+        )
+    if isinstance(error, KeyError | AttributeError | TypeError):  # a bare word says nothing
+        first = f"{type(error).__name__}: {first}"
+    if "trust_remote_code" in str(error):
+        return (
+            f"{name} is made of code that lies beside its weights. confreg never runs code of a "
+            "model's own: use a model, or a copy of it, whose config.json names an architecture "
+            "of transformers."
         )
     if source.local:
         return f"The {part} of {name} cannot be read from {source.path}: {first}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +90,20 @@ def _folder(name: str, path: Path) -> Source:
             f"The folder {name} holds {len(files)} GGUF files ({', '.join(files)}): name one of "
             f"them, as in {Path(name) / files[0]}."
         )
+    if (path / "adapter_config.json").is_file():
+        raise ConfregError(
+            f"The folder {name} holds an adapter, which needs a model: give that with --model and "
+            f"this folder with --adapter{_base(path)}."
+        )
     raise ConfregError(
         f"The folder {name} holds no model: neither config.json with safetensors, nor a GGUF file."
     )
+
+
+def _base(adapter: Path) -> str:
+    """Say which model an adapter was made for, if it does."""
+    try:
+        base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f" (it was made for {base})" if base else ""

@@ -71,7 +71,7 @@ class Here:
         if network.make is not None:
             return traceable(network.make()).loaded
         dtype = self.options.dtype or self.profile.dtype
-        return models.load(network.name, profile=self.profile.placement(), dtype=dtype)
+        return models.load(network.name, self.profile.placement(), dtype, described=network.about)
 
     def run(
         self, layout: Layout, units: list[Spans], make: Callable[[Spans], Any]
