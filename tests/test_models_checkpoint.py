@@ -106,6 +106,23 @@ def test_rotary_frequencies_of_an_older_checkpoint_must_be_those_that_are_comput
         models.load(str(folder))
 
 
+def test_masks_that_older_checkpoints_hold_are_no_obstacle(tmp_path):
+    """GPT-J of the Hub has them; a mask of a window that the configuration lacks is none."""
+    network, tokenizer = zoo.tiny("gptj")
+    network.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    causal = torch.ones(64, 64).tril()
+    masks = {f"transformer.h.{i}.attn.bias": causal[None, None].clone() for i in range(3)}
+    hidden = {"transformer.h.0.attn.masked_bias": torch.tensor(-1e4)}
+    with_weights(tmp_path, lambda w: w.update(masks | hidden))
+    models.load(str(tmp_path))
+    name = "transformer.h.1.attn.bias"
+    for other in (causal.triu(-8), torch.eye(64), torch.full((64, 64), 1.0)):
+        with_weights(tmp_path, lambda w, other=other: w.update({name: other.contiguous()}))
+        with pytest.raises(ConfregError, match=rf"holds 1 weights .*\({name}\)"):
+            models.load(str(tmp_path))
+
+
 def test_a_tied_unembedding_that_was_stored_apart_counts(tmp_path):
     """Equal to the embedding it is the same model; else it is another, and transformers unties."""
     folder = save_whole(tmp_path / "model", tie_word_embeddings=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,7 +199,13 @@ def check_taken(
     if errors := found.get("error_msgs"):
         first = str(next(iter(errors))).strip().splitlines()[0]
         raise ConfregError(f"The weights of {source.name} cannot be converted: {first}")
-    if unexpected := sorted(found["unexpected_keys"]):
+    unexpected = sorted(found["unexpected_keys"])
+    constant = {
+        name
+        for name, stored in _stored(source, set(unexpected).__contains__)
+        if _is_mask(stored, network)
+    }
+    if unexpected := [name for name in unexpected if name not in constant]:
         raise ConfregError(
             f"{source.name} holds {len(unexpected)} weights that {title} does not take "
             f"({_some(unexpected)}): computed without them it would be another model than was "
@@ -220,8 +226,12 @@ def _check_tables(network: torch.nn.Module, source: Source) -> None:
     for name, buffer in network.named_buffers():
         if buffer.device.type != "meta":
             computed.setdefault(_tail(name), []).append(buffer)
-    named = {name for name, _ in network.named_parameters()}
-    for name, stored in _tables(source, computed, named):
+    parameters = {name for name, _ in network.named_parameters()}
+
+    def wanted(name: str) -> bool:
+        return name not in parameters and _tail(name) in computed
+
+    for name, stored in _stored(source, wanted):
         alike = [each for each in computed[_tail(name)] if each.shape == stored.shape]
         if alike and not any(
             torch.allclose(each.cpu().float(), stored.float(), rtol=CLOSE, atol=1e-6)
@@ -234,20 +244,43 @@ def _check_tables(network: torch.nn.Module, source: Source) -> None:
             )
 
 
-def _tables(
-    source: Source, computed: Mapping[str, Any], named: set[str]
-) -> Iterable[tuple[str, torch.Tensor]]:
-    from safetensors import safe_open
+def _is_mask(stored: torch.Tensor, network: torch.nn.Module) -> bool:
+    """Whether it is a constant of older checkpoints: who may attend to whom, or what hides others.
 
-    if not source.local or source.gguf:
+    A mask is causal, and of all positions before or of as many as the configuration says.
+    """
+    import torch
+
+    if stored.numel() == 1:
+        return stored.item() <= -1e4
+    length = stored.shape[-1] if stored.dim() else 0
+    if stored.dim() < 2 or stored.numel() != length**2 or stored.shape[-2] != length:
+        return False
+    mask = stored.reshape(length, length)
+    own = (getattr(network.config, name, None) for name in ("window_size", "sliding_window"))
+    windows = {length, *own}
+    seen = int(mask[-1].count_nonzero())
+    band = torch.ones(length, length, dtype=torch.bool).tril().triu(1 - seen)
+    return seen in windows and torch.equal(mask, band.to(mask.dtype))
+
+
+def _stored(source: Source, wanted: Callable[[str], bool]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield tensors of a checkpoint by name, on this machine or in the Hub's cache."""
+    import torch
+    from safetensors import safe_open
+    from transformers.utils.hub import cached_file
+
+    if source.gguf:
         return
-    for file in weight_files(Path(source.path), source.name):
-        if file.suffix != ".safetensors":
-            continue
-        with safe_open(file, "pt") as weights:
-            for name in weights.keys():  # noqa: SIM118 (no mapping)
-                if name not in named and _tail(name) in computed:
+    config = cached_file(source.path, "config.json", revision=source.revision)
+    for file in weight_files(Path(config or source.path).parent, source.name):
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as weights:
+                for name in filter(wanted, weights.keys()):
                     yield name, weights.get_tensor(name)
+        else:
+            content = torch.load(file, weights_only=True, map_location="cpu")
+            yield from ((name, content[name]) for name in filter(wanted, content))
 
 
 def _tail(name: str) -> str:

@@ -137,7 +137,7 @@ def check_keys(path: Path, config: PretrainedConfig, row: Architecture, name: st
     ConfregError
         With the key, what it says, and what holds.
     """
-    from transformers.integrations.gguf import read_gguf_metadata
+    from transformers.integrations.gguf.reader import read_gguf_metadata
 
     metadata, names = read_gguf_metadata(str(path))
     kind = metadata["general.architecture"]
@@ -164,8 +164,8 @@ def check_keys(path: Path, config: PretrainedConfig, row: Architecture, name: st
 def _keys_taken(
     metadata: Mapping[str, Any], names: tuple[str, ...], kind: str, config: Any
 ) -> set[str]:
-    from transformers.integrations import GGUF_CONFIG_MAPPING
-    from transformers.integrations import gguf as theirs
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+    from transformers.integrations.gguf import gguf_config_mapping as theirs
 
     if kind in theirs.GGUF_CONFIG_ARCHS:
         asked = _Asked(metadata)
