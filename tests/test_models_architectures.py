@@ -97,7 +97,9 @@ def compare(architecture: str, layer: int, engine: str) -> None:
 
 def test_the_table_is_tested_whole():
     known = set(families.ARCHITECTURES) | set(families.WRAPPERS)
-    assert known == set(zoo.ARCHITECTURES) == set(oracle.PATHS)
+    assert known == set(zoo.ARCHITECTURES) | set(zoo.EXPERTS)
+    assert set(zoo.ARCHITECTURES) == set(oracle.PATHS)
+    assert set(zoo.EXPERTS) == set(oracle.EXPERTS)
     # Text models that are found inside others only are tested there.
     inside = {zoo.config(name).get_text_config().model_type for name in families.WRAPPERS}
     assert set(families.TEXT_MODELS) <= inside

@@ -202,7 +202,7 @@ class Study:
         if of is not None:
             self._check_tokens(of)
         spec = spec or ("all" if of is not None else self.options.neurons)
-        chosen = choose(spec, layer, about.n_layers, about.n_neurons, self.seed)
+        chosen = choose(spec, layer, about.n_layers, about.n_neurons, self.seed, about.n_experts)
         return neuron_axis(chosen, about.n_neurons, name)
 
     def _check_tokens(self, other: Network) -> None:

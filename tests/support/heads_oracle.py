@@ -18,7 +18,7 @@ FORBIDDEN = -1e9
 _GPT, _LLAMA = "transformer.h.{}.attn", "model.layers.{}.self_attn"
 NONE = {"qwen3_5_text", "qwen3_5", "diffllama", "granite_swa"}
 """Families whose heads are mixed, or gated by the token itself, before they are put together."""
-ATTENTION = dict.fromkeys(oracle.PATHS.keys() - NONE, _LLAMA) | {
+ATTENTION = dict.fromkeys((oracle.PATHS | oracle.EXPERTS).keys() - NONE, _LLAMA) | {
     name: down.partition("{}")[0] + "{}.self_attn"
     for name, (down, _) in oracle.PATHS.items()
     if down.startswith(("model.language_model", "model.text_model"))

@@ -95,6 +95,23 @@ PATHS |= {
     "smolvlm": _IN_TEXT,
     "idefics3": _IN_TEXT,
 }
+_ROUTED = ("model.layers.{}.mlp", "model.norm")
+EXPERTS = {
+    "qwen3_moe": _ROUTED,
+    "qwen2_moe": _ROUTED,
+    "olmoe": _ROUTED,
+    "mixtral": _ROUTED,
+    "gpt_oss": _ROUTED,
+    "deepseek_v2": _ROUTED,
+    "deepseek_v3": _ROUTED,
+    "glm4_moe": _ROUTED,
+    "dots1": _ROUTED,
+    "ernie4_5_moe": _ROUTED,
+    "minimax_m2": _ROUTED,
+    "flex_olmo": _ROUTED,
+    "granitemoe": _ROUTED,
+}
+"""Of families with routed experts: no one module has their neurons as its input."""
 LAYER_NORM = {"gpt2", "gpt_neox", "gptj", "opt", "falcon", "bloom", "phi", "cohere", "stablelm"}
 LAYER_NORM |= {"starcoder2", "olmo", "cohere2", "nemotron", "gpt_neo", "gpt_bigcode", "codegen"}
 LAYER_NORM |= {"jais2", "mpt", "persimmon", "cohere2_vision"}
@@ -123,7 +140,9 @@ class Oracle:
     def __init__(self, network: torch.nn.Module, dtype: torch.dtype = torch.float64) -> None:
         self.network = copy.deepcopy(network).to(dtype).eval()
         self.kind = network.config.model_type
-        self.down, self.norm = PATHS[self.kind]
+        self.down, self.norm = (PATHS | EXPERTS)[self.kind]
+        if self.kind in EXPERTS:
+            self.network.set_experts_implementation("eager")  # others know no float64
         self.layer = self.down.partition("{}")[0] + "{}"
 
     def forward(

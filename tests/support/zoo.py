@@ -180,6 +180,39 @@ CONFIGS |= {
     "smolvlm": _around("llama"),
     "idefics3": _around("llama"),
 }
+_EXPERTS = _COMMON | {"head_dim": 8, "num_experts": 6, "num_experts_per_tok": 2}
+_EXPERTS |= {"moe_intermediate_size": 8, "norm_topk_prob": True, "router_aux_loss_coef": 0.0}
+_LOCAL = _COMMON | {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 8}
+_DEEPSEEK = _EXPERTS | {
+    "n_routed_experts": 6, "n_shared_experts": 1, "n_group": 2, "topk_group": 1,
+    "first_k_dense_replace": 1, "routed_scaling_factor": 1.7,
+}  # fmt: skip
+_LATENT = {
+    "q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4,
+    "v_head_dim": 8, "num_key_value_heads": 4, "head_dim": 4,
+}  # fmt: skip
+
+EXPERTS: dict[str, dict[str, Any]] = {
+    "qwen3_moe": _EXPERTS | {"decoder_sparse_step": 1},
+    "qwen2_moe": _EXPERTS
+    | {"decoder_sparse_step": 1, "shared_expert_intermediate_size": 16, "norm_topk_prob": False},
+    "olmoe": _EXPERTS | {"intermediate_size": 8, "norm_topk_prob": False},
+    "mixtral": _LOCAL,
+    "gpt_oss": _LOCAL
+    | {"head_dim": 8, "swiglu_limit": 0.8, "sliding_window": 8, "layer_types": _SLIDING},
+    "deepseek_v2": _DEEPSEEK | _LATENT | {"topk_method": "group_limited_greedy"},
+    "deepseek_v3": _DEEPSEEK | _LATENT,
+    "glm4_moe": _DEEPSEEK,
+    "dots1": _DEEPSEEK,
+    "ernie4_5_moe": _EXPERTS
+    | {"moe_num_experts": 6, "moe_k": 2, "moe_num_shared_experts": 1, "moe_layer_start_index": 1},
+    "minimax_m2": _LOCAL | {"head_dim": 8},
+    "flex_olmo": _EXPERTS | {"intermediate_size": 8},
+    "granitemoe": _LOCAL
+    | {"logits_scaling": 1.7, "residual_multiplier": 0.6, "embedding_multiplier": 3.0},
+}
+"""Families with routed experts, each of eight neurons, six a layer, two of them a token."""
+
 ARCHITECTURES = list(CONFIGS)
 FEW = ("gpt2", "llama", "gemma2", "bloom")
 """LayerNorm and RMSNorm, post-norms and a softcap, neurons of another width."""
@@ -200,7 +233,7 @@ def tokenizer(size: int = VOCAB) -> PreTrainedTokenizerFast:
 
 
 def config(architecture: str, **overrides: Any) -> Any:
-    return CONFIG_MAPPING[architecture](**CONFIGS[architecture] | overrides)
+    return CONFIG_MAPPING[architecture](**(CONFIGS | EXPERTS)[architecture] | overrides)
 
 
 def tiny(

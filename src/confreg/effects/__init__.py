@@ -39,6 +39,7 @@ from .measures import (
 from .observed import unedited
 from .prediction import Comparison, Prediction
 from .readout import MetaWeightError, Readout, read_readout
+from .routed import Routed
 from .site import Site
 from .tasks import Activations, FrequencyWeights, Prefixes, Weights
 from .unit import Entries, Tokens, Unit
@@ -62,6 +63,7 @@ __all__ = [
     "Readout",
     "Replace",
     "ReplaceByOwn",
+    "Routed",
     "Series",
     "Site",
     "Together",

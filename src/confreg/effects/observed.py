@@ -76,6 +76,8 @@ class Observed:
             `rows`.
         """
         delta, w = edits.writes(self, seen)
+        if self.write is not None and self.write.is_routed:
+            delta = delta.nan_to_num(0.0)  # of neurons that are not there
         shapes = f"{tuple(delta.shape)} and {tuple(w.shape)}"
         if delta.dim() == 2:
             delta, w = delta.unsqueeze(1), w.unsqueeze(1)

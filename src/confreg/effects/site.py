@@ -100,7 +100,8 @@ class Site:
             them an effect is no finite number and left out; measures of the unedited model, (T,)
             each: ``loss``, ``entropy``, ``norm_scale``, ``rank``, ``top1``, ``kl_frequency`` if
             there are counts, and whatever else effects are on; ``ablation_value`` (n,) float32
-            where edits found their own values; ``pairs``, ``recomputed``, ``sampled``,
+            where edits found their own values; of experts' neurons ``routed_tokens`` (n,) int64,
+            at how many kept tokens they are there; ``pairs``, ``recomputed``, ``sampled``,
             ``error_sum``, ``error_largest``, float64 scalars: pairs of an edit and a token, how
             many of them the series left to the exact sums, how many were recomputed in float64, and
             the sum and the largest of those pairs' errors (each the largest over its effects).
@@ -128,7 +129,10 @@ class Site:
         # A server runs blocks under the autocast of its models' dtype: products of float32 would
         # be of bfloat16.
         with torch.no_grad(), torch.autocast(raw.device.type, enabled=False):
-            return measure(Observed(unit, readout, write, seen, residual, raw))
+            out = measure(Observed(unit, readout, write, seen, residual, raw))
+            if getattr(self.neurons, "is_routed", False) and hasattr(unit.edits, "index"):
+                out["routed_tokens"] = self.neurons.tokens(unit, seen)
+            return out
 
 
 def measure(observed):

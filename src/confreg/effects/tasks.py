@@ -31,12 +31,14 @@ class Activations:
         return pick(activation, self.positions, self.index).T.float().cpu()
 
     def sums(self, activation):
-        """Over each mask, the sums of the activations and of their squares: (n,) float64 each."""
+        """Over each mask, the sums of the activations and of their squares, (n,) float64 each, and
+        at how many tokens there is one: it is NaN where an expert's neuron is not there."""
         found = {}
         for name, mask in self.masks.items():
             wide = pick(activation, self.positions[mask], self.index).double()
-            found[name + "_sum"] = wide.sum(0).cpu()
-            found[name + "_sum_of_squares"] = wide.square().sum(0).cpu()
+            found[name + "_count"] = (~wide.isnan()).sum(0).cpu()
+            found[name + "_sum"] = wide.nansum(0).cpu()
+            found[name + "_sum_of_squares"] = wide.square().nansum(0).cpu()
         return found
 
 

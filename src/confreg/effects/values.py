@@ -28,19 +28,23 @@ def ablation_values(activation, kind, value, over):
     value : float
         The percentile (0 to 100, linear between order statistics), or the constant.
     over : Tensor (T,) bool
-        The tokens that count.
+        The tokens that count; where an activation is NaN (an expert's neuron at a token that is not
+        routed to it) it does not.
     """
     if kind == "constant":
         return torch.full((activation.shape[1],), float(value), device=activation.device)
     chosen = activation[over.to(activation.device)]
+    count = (~chosen.isnan()).sum(0)
     if kind == "mean":
-        return (chosen.double().sum(0) / len(chosen)).float()
-    # torch.quantile refuses large inputs; a sort does not.
+        return (chosen.double().nansum(0) / count).float()
+    # torch.quantile refuses large inputs; a sort, which puts NaN last, does not.
     ranked = chosen.float().sort(0).values
-    place = value / 100 * (len(ranked) - 1)
-    low = int(place)
-    high = min(low + 1, len(ranked) - 1)
-    return ranked[low] + (place - low) * (ranked[high] - ranked[low])
+    last = (count - 1).clamp_min(0)
+    place = value / 100 * last.double()
+    low = place.long()
+    here = ranked.gather(0, low[None])[0]
+    there = ranked.gather(0, torch.minimum(low + 1, last)[None])[0]
+    return here + (place - low).float() * (there - here)
 
 
 def replaced(activation, values, sides):

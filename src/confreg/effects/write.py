@@ -54,6 +54,7 @@ class Write:
         post_input=None,
     ):
         self.down_projection = down_projection
+        self.is_routed = getattr(down_projection, "is_routed", False)
         self.width = width
         self.multiplier = multiplier
         self.post_norm = post_norm

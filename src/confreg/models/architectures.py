@@ -39,7 +39,11 @@ class Architecture:
     eps : str or float
         The configuration's attribute that holds the norms' ε, or ε itself.
     width : str or callable
-        Neurons of one layer: the configuration's attribute, or a function of it.
+        Neurons of one layer, or of each of its experts: the configuration's attribute, or a
+        function of it.
+    experts : str
+        The configuration's attribute that says how many routed experts a layer has, of which the
+        module at ``down_projection`` holds the weights; empty where there are none.
     scale, multiplier : callable
         Of the configuration: what raw logits, and what the MLP adds to the residual stream (after
         ``post_norm``), are multiplied by.
@@ -70,6 +74,7 @@ class Architecture:
     eps: str | float
     unembedding: str = "lm_head"
     width: str | Callable[[Any], int] = "intermediate_size"
+    experts: str = ""
     attention_out: str | None = None
     attends: Callable[[Any], list[bool]] = _all_attend
     no_heads: str = ""
@@ -101,8 +106,13 @@ class Architecture:
         )
 
     def n_neurons(self, config: Any) -> int:
-        """Neurons of one layer: inputs of its down-projection."""
-        return int(self.width(config) if callable(self.width) else getattr(config, self.width))
+        """Neurons of one layer: inputs of its down-projection, or of those of its experts."""
+        each = int(self.width(config) if callable(self.width) else getattr(config, self.width))
+        return each * self.n_experts(config)
+
+    def n_experts(self, config: Any) -> int:
+        """Routed experts of one layer; 1 where there are none."""
+        return int(getattr(config, self.experts)) if self.experts else 1
 
     def has_heads(self, config: Any) -> list[bool]:
         """Which layers have attention heads that can be told apart, of each."""
@@ -133,6 +143,7 @@ class Architecture:
         words = ["LayerNorm" if self.centred else "RMSNorm"]
         words += ["parallel blocks"] * self.parallel
         words += ["norm after the MLP"] * (self.post_norm is not None)
+        words += ["routed experts"] * bool(self.experts)
         words += ["softcap"] * (self.softcap is not None)
         words += ["scaled layers"] * (self.scaled_sum is not None)
         words += ["no heads"] * (self.attention_out is None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from confreg.models import experts
 from confreg.models.architectures import Architecture
 
 
@@ -338,7 +339,7 @@ _ROWS = (
     ),
 )
 
-ARCHITECTURES: dict[str, Architecture] = {row.model_type: row for row in _ROWS}
+ARCHITECTURES: dict[str, Architecture] = {row.model_type: row for row in (*_ROWS, *experts.ROWS)}
 
 TEXT_MODELS: dict[str, Architecture] = {
     row.model_type: row

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from confreg.errors import ConfregError
+from confreg.models import experts
 from confreg.models.architectures import Architecture
 from confreg.models.families import ARCHITECTURES, TEXT_MODELS, WRAPPERS
 
@@ -62,8 +63,8 @@ def _unknown(config: Any, kind: str, name: str) -> str:
     parts = (config, text, getattr(config, "ffn_config", None))
     if "moe" in kind or any((getattr(part, key, 0) or 0) > 1 for part in parts for key in _EXPERTS):
         return (
-            f"{name} is a mixture-of-experts model ({kind}): its neurons are chosen per token by "
-            "a router, which confreg does not handle. Use a dense model."
+            f"{name} is a mixture-of-experts model ({kind}) of a family that confreg does not "
+            f"know. It knows: {', '.join(row.model_type for row in experts.ROWS)}."
         )
     if getattr(config, "is_encoder_decoder", False):
         return f"{name} is an encoder-decoder ({kind}); confreg measures decoder-only models."

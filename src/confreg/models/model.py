@@ -37,6 +37,8 @@ class Description:
     n_layers, n_neurons, n_heads, d_model, vocab_size : int
         Layers; neurons and query heads of one layer; width of the residual stream; rows of the
         unembedding.
+    n_experts : int
+        Routed experts of one layer, each with ``n_neurons / n_experts`` of its neurons; else 1.
     attends : tuple of bool
         Which layers have attention heads that can be told apart, of each.
     after_mlp : str
@@ -66,6 +68,7 @@ class Description:
     max_length: int | None
     attends: tuple[bool, ...] = ()
     after_mlp: str = ""
+    n_experts: int = 1
     sizes: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -156,6 +159,7 @@ def describe_config(
         max_length=getattr(config, "max_position_embeddings", None),
         attends=tuple(row.has_heads(config)),
         after_mlp=row.after_mlp(config),
+        n_experts=row.n_experts(config),
         sizes=sizes or {},
     )
 
@@ -164,6 +168,25 @@ def _is_identity(envoy: Any) -> bool:
     from torch import nn
 
     return isinstance(envoy._module, nn.Identity)
+
+
+def _offloaded(experts: Any) -> Any:
+    """How the weights of experts are read that accelerate keeps elsewhere; None where it does not.
+
+    It fetches them for each call of the module, which is not yet under way when its input is read.
+    """
+    if all(weight.device.type != "meta" for weight in experts._module.parameters()):
+        return None
+    return aligned
+
+
+def aligned(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A module's own parameters by name, fetched from where accelerate keeps them."""
+    from accelerate.utils import align_module_device
+
+    with align_module_device(module):
+        named = module.named_parameters(recurse=False)
+        return {name: weight.detach().clone() for name, weight in named}
 
 
 class Model:
@@ -284,8 +307,21 @@ class Model:
         return self.learnt[layer]
 
     def down_proj(self, layer: int) -> Any:
-        """Envoy of a layer's down-projection, whose input are the neurons."""
-        return resolve(self._block(layer), self.description.row.down_projection)
+        """Envoy of a layer's down-projection, whose input are the neurons; or its experts."""
+        path, block = self.description.row.down_projection, self._block(layer)
+        if not self.description.row.experts:
+            return resolve(block, path)
+        part, _, name = path.rpartition(".")
+        if not hasattr(resolve(block, part)._module, name):
+            raise ConfregError(
+                f"Layer {self.layer(layer)} of {self.name} is an ordinary MLP without experts; "
+                "confreg measures this family's layers that have them."
+            )
+        found = resolve(block, path)
+        from confreg.effects import Routed
+
+        each = self.n_neurons // self.n_experts
+        return Routed(found, self.n_experts, each, fetch=_offloaded(found))
 
     def attention_out(self, layer: int) -> Any | None:
         """Envoy of a layer's attention output projection, whose input are its heads' outputs.

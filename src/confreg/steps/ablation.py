@@ -10,7 +10,7 @@ import numpy as np
 from confreg import effects as fx
 from confreg.axes import Axis, Later, Spans, Variable
 from confreg.errors import ConfregError
-from confreg.steps.effects import change_means, effect_axis, effect_means, errors
+from confreg.steps.effects import change_means, effect_axis, effect_means, errors, routed_means
 from confreg.steps.engines import choose
 from confreg.steps.upload import entries_that_fit
 from confreg.steps.values import VALUE, Value
@@ -155,6 +155,7 @@ class _Ablation:
         self.forward = "forward" in self.engines.values()
         self.packed = None if counts is None else counts.packed(self.model.owned)
         self.shared = self._is_shared()
+        self.routed = self.model.n_experts > 1 and hasattr(self._specimen(), "index")
 
     def _engine(self, layer: int) -> str:
         last = layer == self.model.n_layers - 1
@@ -211,6 +212,10 @@ class _Ablation:
         for name in ("pairs", "recomputed", "sampled", "error_sum"):
             found.append(Variable(name, (), name, added_over=both, **hidden))
         found.append(Variable("error_largest", (), "error", largest_over=both, **hidden))
+        if self.routed:
+            text = "kept tokens that are routed to the neuron's expert"
+            counted = {"dtype": "int64", "added_over": added}
+            found.append(Variable("routed_tokens", (subject,), text, **counted))
         if self.shared:
             found.append(VALUE)
         return found + self._of_watched(subject)
@@ -399,6 +404,8 @@ class _Ablation:
         """Means over kept tokens, and how far the closed forms were off."""
         subject, kept = self.subjects.name, int(self.tokens.keep.sum())
         found: list[Item] = [effect_means(subject, self.effects, kept)]
+        if self.routed:
+            found.append(routed_means(subject))
         if self.changes and self.watched is not None:
             found.append(change_means(subject, self.watched.name, kept))
         if any(engine in CLOSED_FORMS for engine in self.engines.values()):

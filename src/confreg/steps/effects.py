@@ -70,6 +70,30 @@ def effect_means(subject: str, effects: Sequence[Effect], kept: int) -> Derivati
     )
 
 
+def routed_means(subject: str) -> Derivation:
+    """Means over the kept tokens that are routed to a neuron's expert: NaN where there is none."""
+
+    def means_where_routed(ds: xr.Dataset) -> dict[str, np.ndarray]:
+        count = ds["routed_tokens"].values[:, None] - ds["effect_undefined"].values
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {
+                "effect_mean_routed": ds["effect_sum"].values / count,
+                "effect_abs_mean_routed": ds["effect_abs_sum"].values / count,
+            }
+
+    dims, of = (subject, "effect"), "over kept tokens that are routed to the neuron's expert"
+    return Derivation(
+        means_where_routed,
+        gives=(
+            Variable("effect_mean_routed", dims, f"mean effect {of}", "see effect_units"),
+            Variable(
+                "effect_abs_mean_routed", dims, f"mean absolute effect {of}", "see effect_units"
+            ),
+        ),
+        reads=("effect_sum", "effect_abs_sum", "effect_undefined", "routed_tokens"),
+    )
+
+
 def change_means(subject: str, neuron: str, kept: int) -> Derivation:
     """Means of activations' changes, and of their absolute values, over kept tokens."""
 

@@ -140,7 +140,7 @@ def ablation_value(
             marks = tokens.table.marks
             for number, name in enumerate(("first", "second")):
                 masks[name] = marks["compared"] & (marks["occurrence"] == number)
-        items = _moments(neurons, tokens, masks, spread, found)
+        items = _moments(study, neurons, tokens, masks, spread, found)
     return Value(found, mask, items, said)
 
 
@@ -152,6 +152,7 @@ def _constant(neurons: NeuronAxis, value: float) -> Derivation:
 
 
 def _moments(
+    study: Study,
     neurons: NeuronAxis,
     tokens: Text,
     masks: Mapping[str, np.ndarray],
@@ -159,9 +160,8 @@ def _moments(
     ablation: Ablation,
 ) -> list[Item]:
     """Means over some tokens by name, and σ over those of ``activation``, from sums."""
-    counts = {name: int(mask.sum()) for name, mask in masks.items()}
-    for name, count in counts.items():
-        if count == 0:
+    for name, mask in masks.items():
+        if not mask.any():
             raise ConfregError(f"A mean over tokens ({name}) has no token to be over.")
 
     def unit(spans: Spans, stored: Mapping[str, np.ndarray]) -> Any:
@@ -173,8 +173,13 @@ def _moments(
         for name in masks
         for power in ("", "_of_squares")
     ]
+    whole: Any = {"dtype": "int64", "added_over": ("token",), "kept": False}
+    counts = [
+        Variable(f"{name}_count", ("neuron",), "tokens at which there is an activation", **whole)
+        for name in masks
+    ]
     step = Step(
-        activation_sums, over=(neurons, tokens), gives=tuple(sums), unit=unit,
+        activation_sums, over=(neurons, tokens), gives=(*sums, *counts), unit=unit,
         name="ablation values",
     )  # fmt: skip
     gives = [VALUE]
@@ -187,17 +192,41 @@ def _moments(
             gives.append(Variable(f"mean_{name}", ("neuron",), text))
 
     def ablation_values(ds: xr.Dataset) -> dict[str, Any]:
-        means = {name: ds[f"{name}_sum"].values / counts[name] for name in masks}
+        _check_counts(ds, neurons, masks, study.model.about.n_experts > 1)
+        with np.errstate(invalid="ignore"):  # a neuron that is nowhere has no mean
+            means = {name: ds[f"{name}_sum"].values / ds[f"{name}_count"].values for name in masks}
         found: dict[str, Any] = {f"mean_{name}": mean for name, mean in means.items()}
         mean = found.pop("mean_activation")
         constant = np.full(len(mean), ablation.value)
         found["ablation_value"] = mean if ablation.kind == "mean" else constant
         if spread:
-            square = ds["activation_sum_of_squares"].values / counts["activation"]
+            count = np.maximum(ds["activation_count"].values, 1)
+            square = ds["activation_sum_of_squares"].values / count
             found["activation_deviation"] = np.sqrt(np.maximum(square - mean**2, 0))
         return found
 
     return [step, Derivation(ablation_values, tuple(gives))]
+
+
+def _check_counts(
+    ds: xr.Dataset, neurons: NeuronAxis, masks: Mapping[str, np.ndarray], routed: bool
+) -> None:
+    """Refuse activations that are no numbers, but those of experts that a token is not routed to.
+
+    Raises
+    ------
+    ConfregError
+        It names the first such neuron.
+    """
+    for name, mask in () if routed else masks.items():
+        lost = int(mask.sum()) - ds[f"{name}_count"].values
+        if lost.any():
+            first = int(np.argmax(lost > 0))
+            raise ConfregError(
+                f"The activation of neuron {neurons.neurons.names[first]} is no number at "
+                f"{lost[first]} of {mask.sum()} tokens: a number overflows. Run the model in "
+                "another dtype, --dtype float32 or bfloat16, or look at the checkpoint."
+            )
 
 
 def _percentile(

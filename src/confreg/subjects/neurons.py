@@ -20,6 +20,10 @@ GRAMMAR = (
     "all | 11.584,11.2378 (layer.index) | 31:0-511 (layer:first-last, both included) | "
     "31:7 | random:100 | several of these joined by commas"
 )
+OF_EXPERTS = (
+    "all | 15.3.0,15.3.17 (layer.expert.index) | 15.3.0-511 (first-last, both included) | "
+    "expert:3 | random:100 | several of these joined by commas"
+)
 
 
 @dataclass(frozen=True)
@@ -29,20 +33,24 @@ class Neurons:
     Attributes
     ----------
     layer, index : ndarray (n,) int64
+    each : int
+        Neurons of one expert, of which a layer's follow each other; 0 where there are none.
     """
 
     layer: np.ndarray
     index: np.ndarray
+    each: int = 0
 
     def __len__(self) -> int:
         return len(self.layer)
 
     @property
     def names(self) -> np.ndarray:
-        """``"layer.index"``, (n,) object."""
-        return np.array(
-            [f"{a}.{b}" for a, b in zip(self.layer.tolist(), self.index.tolist())], dtype=object
-        )
+        """``"layer.index"``, or of experts ``"layer.expert.index"``, (n,) object."""
+        within = [str(i) for i in self.index.tolist()]
+        if self.each:
+            within = [f"{i // self.each}.{i % self.each}" for i in self.index.tolist()]
+        return np.array([f"{a}.{b}" for a, b in zip(self.layer.tolist(), within)], dtype=object)
 
     @property
     def layers(self) -> list[int]:
@@ -86,12 +94,16 @@ def neuron_axis(neurons: Neurons, width: int, name: str = "neuron") -> NeuronAxi
     """Neurons as an axis; a partner's labels have its name before them."""
     before = "" if name == "neuron" else f"{name}_"
     labels = {
-        name: Label(neurons.names, "neuron, as layer.index"),
+        name: Label(neurons.names, f"neuron, as layer.{'expert.' if neurons.each else ''}index"),
         f"{before}layer": Label(neurons.layer.astype(np.int32), "layer of the neuron, from 0"),
         f"{before}index": Label(
             neurons.index.astype(np.int32), "index of the neuron in its layer, from 0"
         ),
     }
+    if neurons.each:
+        labels[f"{before}expert"] = Label(
+            (neurons.index // neurons.each).astype(np.int32), "expert that the neuron belongs to"
+        )
     layers = ", ".join(map(str, neurons.layers))
     return NeuronAxis(
         name,
@@ -115,7 +127,9 @@ def replacing(neurons: Neurons, start: int, stop: int) -> Replace:
     return Replace(index, layer=layer)
 
 
-def choose(spec: str, layer: int, n_layers: int, n_neurons: int, seed: int) -> Neurons:
+def choose(
+    spec: str, layer: int, n_layers: int, n_neurons: int, seed: int, n_experts: int = 1
+) -> Neurons:
     """Read a specification.
 
     Parameters
@@ -128,6 +142,8 @@ def choose(spec: str, layer: int, n_layers: int, n_neurons: int, seed: int) -> N
         Of the model: its layers, and neurons per layer.
     seed : int
         Of ``random:N``.
+    n_experts : int
+        Routed experts that a layer's neurons belong to; 1 where there are none.
 
     Raises
     ------
@@ -137,15 +153,38 @@ def choose(spec: str, layer: int, n_layers: int, n_neurons: int, seed: int) -> N
     default = whole_layer(layer, n_layers)
     found: set[tuple[int, int]] = set()
     for part in filter(None, (p.strip() for p in spec.split(","))):
-        found.update(_part(part, default, n_layers, n_neurons, seed))
+        found.update(_part(part, default, n_layers, n_neurons, seed, n_experts))
     if not found:
-        raise ConfregError(f"--neurons {spec!r} names no neuron. Write {GRAMMAR}.")
+        raise ConfregError(f"--neurons {spec!r} names no neuron. Write {_grammar(n_experts)}.")
     pairs = np.array(sorted(found), dtype=np.int64)
-    return Neurons(pairs[:, 0], pairs[:, 1])
+    return Neurons(pairs[:, 0], pairs[:, 1], n_neurons // n_experts if n_experts > 1 else 0)
+
+
+def _grammar(n_experts: int) -> str:
+    return OF_EXPERTS if n_experts > 1 else GRAMMAR
+
+
+def _of_experts(
+    part: str, default: int, n_layers: int, each: int, n_experts: int
+) -> list[tuple[int, int]]:
+    """Neurons of routed experts: those of one, or a span of its own."""
+    if match := re.fullmatch(r"expert:(\d+)", part):
+        layer, expert, first, last = default, int(match[1]), 0, each - 1
+    elif match := re.fullmatch(r"(-?\d+)\.(\d+)\.(\d+)(?:-(\d+))?", part):
+        layer, expert = whole_layer(int(match[1]), n_layers), int(match[2])
+        first, last = int(match[3]), int(match[4] or match[3])
+    else:
+        raise ConfregError(f"--neurons: {part!r} is not understood. Write {OF_EXPERTS}.")
+    if expert >= n_experts or last < first or last >= each:
+        raise ConfregError(
+            f"--neurons {part}: a layer of this model has experts 0 to {n_experts - 1}, each with "
+            f"neurons 0 to {each - 1}."
+        )
+    return [(layer, expert * each + i) for i in range(first, last + 1)]
 
 
 def _part(
-    part: str, default: int, n_layers: int, n_neurons: int, seed: int
+    part: str, default: int, n_layers: int, n_neurons: int, seed: int, n_experts: int
 ) -> list[tuple[int, int]]:
     if part == "all":
         return [(default, i) for i in range(n_neurons)]
@@ -155,6 +194,8 @@ def _part(
             raise ConfregError(f"--neurons {part}: a layer of this model has {n_neurons} neurons.")
         drawn = np.random.default_rng(seed).choice(n_neurons, wanted, replace=False)
         return [(default, int(i)) for i in drawn]
+    if n_experts > 1:
+        return _of_experts(part, default, n_layers, n_neurons // n_experts, n_experts)
     if match := re.fullmatch(r"(-?\d+)\.(\d+)", part):
         first = last = int(match[2])
     elif match := re.fullmatch(r"(-?\d+):(\d+)(?:-(\d+))?", part):

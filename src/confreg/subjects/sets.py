@@ -37,6 +37,8 @@ class Sets:
         k of the ablation value mean + k·σ.
     clipped : ndarray (n,) bool
         Whether activations are replaced only where a repeat pushes them to.
+    each : int
+        Neurons of one expert, as of `Neurons`.
     """
 
     members: list[np.ndarray]
@@ -46,6 +48,7 @@ class Sets:
     control: np.ndarray
     deviation: np.ndarray
     clipped: np.ndarray
+    each: int = 0
 
     def __len__(self) -> int:
         return len(self.members)
@@ -59,7 +62,7 @@ class Sets:
     def neurons(self) -> Neurons:
         """Every neuron that is in a set."""
         index = np.unique(np.concatenate(self.members))
-        return Neurons(np.full_like(index, self.layer[0]), index)
+        return Neurons(np.full_like(index, self.layer[0]), index, self.each)
 
     def describe(self) -> str:
         """How many, in words."""
@@ -197,7 +200,7 @@ def against_controls(
                 _Row(members, f"random-{number}.{i}{at}", "random", number, k)
                 for i, members in enumerate(drawn)
             ]
-    return _sets(rows, chosen[0].layer[0])
+    return _sets(rows, chosen[0].layer[0], chosen[0].each)
 
 
 def alone_and_joint(spec: str, layer: int, model: Description, seed: int, random_sets: int) -> Sets:
@@ -220,9 +223,10 @@ def alone_and_joint(spec: str, layer: int, model: Description, seed: int, random
     chosen = _chosen(spec, layer, model, seed)
     layer, count = int(chosen[0].layer[0]), random_sets
     every = np.unique(np.concatenate([part.index for part in chosen]))
+    names = Neurons(np.full_like(every, layer), every, chosen[0].each).names
     joint = [part.index for part in chosen if len(part) > 1]
     families = [
-        [(every[i : i + 1], f"{layer}.{every[i]}") for i in range(len(every))],
+        [(every[i : i + 1], str(names[i])) for i in range(len(every))],
         *([(members, f"joint-{number}")] for number, members in enumerate(joint)),
     ]
     rows: list[_Row] = []
@@ -235,7 +239,7 @@ def alone_and_joint(spec: str, layer: int, model: Description, seed: int, random
                 _Row(members, f"random-{number}.{i}{at}", "random", number, 0.0, clipped)
                 for i, members in enumerate(drawn)
             ]
-    return _sets(rows, layer)
+    return _sets(rows, layer, chosen[0].each)
 
 
 class _Row(NamedTuple):
@@ -249,7 +253,7 @@ class _Row(NamedTuple):
     clipped: bool = False
 
 
-def _sets(rows: list[_Row], layer: int) -> Sets:
+def _sets(rows: list[_Row], layer: int, each: int) -> Sets:
     members, labels, kind, control, deviation, clipped = zip(*rows)
     return Sets(
         members=list(members),
@@ -259,6 +263,7 @@ def _sets(rows: list[_Row], layer: int) -> Sets:
         control=np.array(control),
         deviation=np.array(deviation, dtype=np.float32),
         clipped=np.array(clipped),
+        each=each,
     )
 
 
@@ -270,7 +275,8 @@ def _chosen(spec: str, layer: int, model: Description, seed: int) -> list[Neuron
             f"{model.n_layers - 1}.5,{model.n_layers - 1}.7 (';' separates sets)."
         )
     chosen = [
-        choose(part, layer, model.n_layers, model.n_neurons, seed) for part in spec.split(";")
+        choose(part, layer, model.n_layers, model.n_neurons, seed, model.n_experts)
+        for part in spec.split(";")
     ]
     layers = sorted({layer for part in chosen for layer in part.layers})
     if len(layers) > 1:

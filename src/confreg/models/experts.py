@@ -1,0 +1,66 @@
+"""The rows of families whose layers have routed experts.
+
+transformers 5 gives all of them one form: a module ``experts`` that is called with hidden states,
+the experts of each token and their routing weights, and holds fused weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from confreg.models.architectures import Architecture
+
+_SINKS = "how much of its heads' outputs is kept depends on the token itself (attention sinks)"
+
+
+def _experts(model_type: str, title: str, **changes: Any) -> Architecture:
+    """Return a family built like Qwen 3 MoE: RMSNorm, experts with gated MLPs."""
+    row: dict[str, Any] = {
+        "layers": "model.layers",
+        "down_projection": "mlp.experts",
+        "attention_out": "self_attn.o_proj",
+        "final_norm": "model.norm",
+        "centred": False,
+        "eps": "rms_norm_eps",
+        "width": "moe_intermediate_size",
+        "experts": "num_experts",
+    }
+    return Architecture(model_type, title, **(row | changes))
+
+
+ROWS = (
+    _experts("qwen3_moe", "Qwen 3 MoE"),
+    _experts("qwen2_moe", "Qwen 2 MoE"),
+    _experts("olmoe", "OLMoE", width="intermediate_size"),
+    _experts("mixtral", "Mixtral", width="intermediate_size", experts="num_local_experts"),
+    _experts(
+        "gpt_oss",
+        "gpt-oss",
+        width="intermediate_size",
+        experts="num_local_experts",
+        attention_out=None,
+        no_heads=_SINKS,
+    ),
+    _experts("deepseek_v2", "DeepSeek V2", experts="n_routed_experts"),
+    _experts("deepseek_v3", "DeepSeek V3, R1", experts="n_routed_experts"),
+    _experts("glm4_moe", "GLM 4.5", experts="n_routed_experts"),
+    _experts("dots1", "dots.llm1", experts="n_routed_experts"),
+    _experts("ernie4_5_moe", "ERNIE 4.5 MoE", experts="moe_num_experts"),
+    _experts("minimax_m2", "MiniMax M2", width="intermediate_size", experts="num_local_experts"),
+    _experts(
+        "flex_olmo",
+        "FlexOlmo",
+        width="intermediate_size",
+        post_norm="post_feedforward_layernorm",
+    ),
+    _experts(
+        "granitemoe",
+        "Granite MoE",
+        down_projection="block_sparse_moe.experts",
+        width="intermediate_size",
+        experts="num_local_experts",
+        scale=lambda config: 1 / config.logits_scaling,
+        multiplier=lambda config: config.residual_multiplier,
+        also=("logit scale", "residual multiplier"),
+    ),
+)

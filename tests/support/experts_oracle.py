@@ -1,0 +1,99 @@
+"""What single neurons of routed experts do, found from weights and outputs, in plain transformers.
+
+No formula of an expert's MLP is written here. What neuron i of expert e adds to the experts' output
+is the difference that its column of the down-projection makes, when that is set to zero; and its
+activation is that difference along the column.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import oracle
+import torch
+
+
+class ExpertsOracle:
+    """Ablations of routed experts' neurons of one transformers model, in float64."""
+
+    def __init__(self, network: torch.nn.Module, path: str, norm: str = "model.norm") -> None:
+        self.network = copy.deepcopy(network).double().eval()
+        self.network.set_experts_implementation("eager")  # others know no float64
+        self.path, self.norm = path, norm
+
+    def experts(self, layer: int) -> torch.nn.Module:
+        """The module of a layer's experts."""
+        return self.network.get_submodule(self.path.format(layer))
+
+    def column(self, layer: int, expert: int, index: int) -> torch.Tensor:
+        """A view of a neuron's output weight, (d,)."""
+        down = self.experts(layer).down_proj.data
+        wide = down.shape[-1] == self.network.config.hidden_size
+        return down[expert, index] if wide else down[expert, :, index]
+
+    def without(self, ids: torch.Tensor, layer: int, expert: int, index: int):
+        """Logits without the neuron, by its weight alone."""
+        column = self.column(layer, expert, index)
+        kept = column.clone()
+        column.zero_()
+        logits = self.logits(ids)
+        column.copy_(kept)
+        return logits
+
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """The model's."""
+        with torch.no_grad():
+            return self.network(input_ids=ids, use_cache=False).logits
+
+    def outputs(self, ids: torch.Tensor, layer: int):
+        """What a layer's experts return (T, d), and which experts each token has (T, k)."""
+        seen = {}
+
+        def hook(module, args, output):
+            seen.update(output=output, index=args[1])
+
+        handle = self.experts(layer).register_forward_hook(hook)
+        self.logits(ids)
+        handle.remove()
+        return seen["output"], seen["index"]
+
+    def activation(self, ids: torch.Tensor, layer: int, expert: int, index: int):
+        """Routing weight times activation (T,), and where the token is routed there (T,) bool."""
+        column = self.column(layer, expert, index)
+        kept = column.clone()
+        with_it, routed = self.outputs(ids, layer)
+        column.zero_()
+        without_it, _ = self.outputs(ids, layer)
+        column.copy_(kept)
+        found = (with_it - without_it) @ kept / kept.square().sum()
+        return found, (routed == expert).any(-1)
+
+    def edited(self, ids, layer, expert, index, value):
+        """Effects of setting the neuron to a value wherever it is there: (T,) each."""
+        activation, routed = self.activation(ids, layer, expert, index)
+        change = torch.where(routed, value - activation, 0.0)[:, None]
+        added = change * self.column(layer, expert, index)
+        scales: list[torch.Tensor] = []
+
+        def add(module, args, output):
+            return output + added.view_as(output)
+
+        def pin(module, args, output):
+            scales.append(self.divisor(args[0]))
+            return output if len(scales) < 3 else output * (scales[2] / scales[0])[..., None]
+
+        norm = self.network.get_submodule(self.norm).register_forward_hook(pin)
+        clean = self.logits(ids)
+        handle = self.experts(layer).register_forward_hook(add)
+        total, direct = self.logits(ids), self.logits(ids)
+        handle.remove()
+        norm.remove()
+        return {
+            **oracle.changes(clean, total, ids, "total"),
+            **oracle.changes(clean, direct, ids, "direct"),
+        }
+
+    def divisor(self, x: torch.Tensor) -> torch.Tensor:
+        """The final norm's, of an RMSNorm."""
+        eps = self.network.get_submodule(self.norm).variance_epsilon
+        return (x.square().mean(-1) + eps).sqrt()

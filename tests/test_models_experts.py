@@ -1,0 +1,224 @@
+"""Neurons of routed experts, against oracles of weights and outputs that know no expert's MLP."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import declared
+import experts_oracle
+import numpy as np
+import pytest
+import torch
+import tracing
+import zoo
+
+import confreg
+from confreg import ConfregError, models
+from confreg import effects as fx
+from confreg.models import Model
+from confreg.models.experts import ROWS
+from confreg.models.placement import Placement
+from confreg.subjects.neurons import choose
+
+FEW = ("qwen3_moe", "gpt_oss")
+EVERY = [
+    pytest.param(name, marks=[] if name in FEW else [pytest.mark.slow]) for name in zoo.EXPERTS
+]
+CHOSEN = [0, 7, 11, 20, 29, 38, 47]
+"""Neurons e·8 + i of six experts of eight."""
+
+
+@functools.cache
+def model_of(architecture: str) -> Model:
+    return Model.wrap(*zoo.tiny(architecture, unsaved=True))
+
+
+@functools.cache
+def oracle_of(architecture: str) -> experts_oracle.ExpertsOracle:
+    model = model_of(architecture)
+    path = f"model.layers.{{}}.{model.description.row.down_projection}"
+    return experts_oracle.ExpertsOracle(model.nn._module, path)
+
+
+@functools.cache
+def truth(architecture: str, layer: int):
+    """By neuron: activation, where it is there, a value, and what setting it to that does."""
+    judge, ids = oracle_of(architecture), zoo.tokens()
+    found = []
+    for neuron in CHOSEN:
+        at = (layer, neuron // 8, neuron % 8)
+        activation, routed = judge.activation(ids, *at)
+        value = float(activation[routed].mean()) + 1.5 if routed.any() else 1.5
+        found.append((activation, routed, value, judge.edited(ids, *at, value)))
+    return found
+
+
+def test_the_table_is_tested_whole():
+    assert {row.model_type for row in ROWS} == set(zoo.EXPERTS)
+
+
+@pytest.mark.parametrize("architecture", EVERY)
+def test_activations_are_there_where_tokens_are_routed(architecture):
+    model = model_of(architecture)
+    assert (model.n_experts, model.n_neurons) == (6, 48)
+    for layer in (1, 2):
+        experts = model.site(layer).neurons
+        with model.trace(zoo.tokens()):
+            seen = experts.input.save()
+        for neuron, (activation, routed, *_) in zip(CHOSEN, truth(architecture, layer)):
+            assert torch.equal(~seen[:, neuron].isnan(), routed)
+            torch.testing.assert_close(
+                seen[routed, neuron].double(), activation[routed], rtol=1e-4, atol=1e-5
+            )
+    assert 0.1 < (~seen.isnan()).float().mean() < 0.9
+
+
+@pytest.mark.parametrize("engine", ["exact", "series", "forward"])
+@pytest.mark.parametrize("architecture", EVERY)
+def test_the_last_layer_agrees_with_the_oracle(architecture, engine):
+    compare(architecture, 2, engine)
+
+
+@pytest.mark.parametrize("architecture", EVERY)
+def test_an_earlier_layer_agrees_with_the_oracle(architecture):
+    compare(architecture, 1, "forward")
+
+
+def compare(architecture: str, layer: int, engine: str) -> None:
+    known = truth(architecture, layer)
+    edits = fx.Replace(torch.tensor(CHOSEN), torch.tensor([each[2] for each in known]))
+    engines = tracing.ENGINES[engine]()
+    unit = fx.Unit(tracing.all_tokens(zoo.tokens()), edits, engines, tracing.CHOSEN, layer=layer)
+    found = tracing.measure(model_of(architecture), unit)["effects"].double()
+    largest = 0.0
+    for mine, (_, routed, _, expected) in zip(found, known):
+        for column, name in enumerate(tracing.EFFECTS):
+            if name.startswith(("rank", "top1")):
+                continue
+            there = expected[name]
+            assert torch.equal(mine[:, column].isnan(), there.isnan())
+            assert (mine[:, column] - there).nan_to_num().abs().max() <= 1e-4, name
+            if layer == 2:
+                elsewhere = mine[~routed, column].nan_to_num().abs()
+                assert (elsewhere < 1e-5).all(), "a token that is not routed there"
+            largest = max(largest, float(there.nan_to_num().abs().max()))
+    assert largest > 0.05, "an effect that a test can miss"
+
+
+@pytest.mark.parametrize("architecture", EVERY)
+def test_a_neuron_set_to_zero_is_one_without_its_weight(architecture):
+    judge, ids = oracle_of(architecture), zoo.tokens()
+    edits = fx.Replace(torch.tensor(CHOSEN), torch.zeros(len(CHOSEN)))
+    unit = fx.Unit(tracing.all_tokens(ids), edits, fx.Exact(), tracing.CHOSEN[:1], layer=2)
+    found = tracing.measure(model_of(architecture), unit)["effects"][..., 0].double()
+    before = experts_oracle.oracle.loss(judge.logits(ids), ids).flatten()
+    for mine, neuron in zip(found, CHOSEN):
+        logits = judge.without(ids, 2, neuron // 8, neuron % 8)
+        expected = experts_oracle.oracle.loss(logits, ids).flatten() - before
+        assert (mine - expected).nan_to_num().abs().max() <= 1e-4
+
+
+OPTIONS = {
+    "sequence_length": 16,
+    "max_tokens": 96,
+    "progress": False,
+    "neurons": "expert:3,2.1.0-3",
+}
+
+
+@pytest.fixture(scope="module", params=["qwen3_moe", "gpt_oss"])
+def checkpoint_of_experts(request, tmp_path_factory):
+    return zoo.save(request.param, tmp_path_factory.mktemp("experts") / request.param)
+
+
+def run(model, words, out, **options):
+    return confreg.run("entropy_neurons", model=model, text=words, out=out, **OPTIONS | options)
+
+
+@pytest.mark.parametrize("engine", ["series", "exact", "forward"])
+def test_a_run_says_where_neurons_are(checkpoint_of_experts, words, tmp_path, engine):
+    ds = run(
+        str(checkpoint_of_experts), words, tmp_path / "a.zarr", engine=engine, activations=True
+    ).load()
+    declared.validate(ds)
+    assert ds["neuron"].values[[0, 3, 4, 11]].tolist() == ["2.1.0", "2.1.3", "2.3.0", "2.3.7"]
+    assert ds["expert"].values.tolist() == [1] * 4 + [3] * 8
+    assert ds["index"].values.tolist() == [8, 9, 10, 11, *range(24, 32)]
+    network, _ = zoo.tiny(checkpoint_of_experts.name)
+    judge = experts_oracle.ExpertsOracle(network, "model.layers.{}.mlp.experts")
+    ids = [torch.from_numpy(part.values) for _, part in ds["token_id"].groupby(ds["sequence"])]
+    keep = torch.from_numpy(ds["keep"].values)
+    for name, which in (("2.1.2", 10), ("2.3.5", 29)):
+        parts = [judge.activation(each[None], 2, which // 8, which % 8) for each in ids]
+        activation, routed = (torch.cat(each) for each in zip(*parts))
+        mine = ds.sel(neuron=name)
+        assert 0 < routed.sum() < len(routed)
+        assert torch.equal(torch.from_numpy(mine["activation"].values).isnan(), ~routed)
+        mean = activation[routed].mean()
+        assert abs(float(mine["ablation_value"]) - mean) < 1e-4
+        assert int(mine["routed_tokens"]) == int((routed & keep).sum())
+        effects = [judge.edited(each[None], 2, which // 8, which % 8, mean) for each in ids]
+        loss = torch.cat([each["loss_total"] for each in effects])
+        found = torch.from_numpy(mine["effects"].sel(effect="loss_total").values).double()
+        assert (found - loss).nan_to_num().abs().max() < 1e-4
+        size = loss.abs()
+        assert abs(float(mine["te"]) - size[keep].mean()) < 1e-4
+        routed_mean = mine["effect_abs_mean_routed"].sel(effect="loss_total")
+        assert abs(float(routed_mean) - size[keep & routed].mean()) < 1e-4
+        weight = judge.column(2, which // 8, which % 8)
+        assert abs(float(mine["w_out_norm"]) - weight.norm()) < 1e-4
+
+
+@pytest.mark.parametrize("architecture", EVERY)
+def test_offloaded_to_disk_it_is_the_same(architecture, tmp_path):
+    """Fused weights are fetched where their module has not been called yet."""
+    folder = str(zoo.save(architecture, tmp_path / architecture))
+    row = models.describe(folder).row
+    placed = Placement(
+        device_map={"": "cpu", row.layers: "disk"}, offload_folder=str(tmp_path / "disk")
+    )
+    offloaded, inside = models.load(folder, placed), models.load(folder)
+    assert any(p.is_meta for p in offloaded.site(2).neurons.experts._module.parameters())
+    edits = fx.Replace(torch.tensor(CHOSEN), torch.linspace(-1, 1, len(CHOSEN)))
+    for layer, engine in ((2, "exact"), (2, "series"), (1, "forward")):
+        made = tracing.ENGINES[engine]()
+        unit = fx.Unit(tracing.all_tokens(zoo.tokens()), edits, made, tracing.CHOSEN, layer=layer)
+        mine, expected = (tracing.measure(m, unit)["effects"] for m in (offloaded, inside))
+        assert expected.nan_to_num().abs().max() > 0.01
+        torch.testing.assert_close(mine, expected, rtol=0, atol=1e-5, equal_nan=True)
+
+
+def test_sets_of_experts_neurons_go_together(checkpoint_of_experts, words, tmp_path):
+    options = {k: v for k, v in OPTIONS.items() if k != "neurons"}
+    found = {
+        engine: confreg.run(
+            "group_ablation", model=str(checkpoint_of_experts), text=words, engine=engine,
+            neurons="2.1.0,2.3.2,2.5.1;2.0.0,2.0.4", random_sets=2, out=tmp_path / f"{engine}.zarr",
+            **options,
+        ).load()
+        for engine in ("exact", "forward")
+    }  # fmt: skip
+    np.testing.assert_allclose(found["exact"]["effects"], found["forward"]["effects"], atol=2e-5)
+    assert (found["exact"]["te"] > 1e-3).any()
+
+
+@pytest.mark.parametrize(
+    ("neurons", "said"),
+    [
+        ("2.8", "'2.8' is not understood. Write all | 15.3.0"),
+        ("expert:6", "experts 0 to 5, each with neurons 0 to 7"),
+        ("2.1.8", "experts 0 to 5, each with neurons 0 to 7"),
+        ("2.1.5-3", "experts 0 to 5"),
+        ("3.1.0", "There is no layer 3"),
+    ],
+)
+def test_neurons_that_are_not_there(neurons, said):
+    with pytest.raises(ConfregError, match=re.escape(said)):
+        choose(neurons, -1, 3, 48, 0, 6)
+
+
+def test_a_layer_without_experts_is_refused(words, tmp_path):
+    model = model_of("deepseek_v3")
+    with pytest.raises(ConfregError, match=r"Layer 0 of .* is an ordinary MLP without experts"):
+        run(model, words, tmp_path / "a.zarr", neurons="0.1.0")
