@@ -70,6 +70,10 @@ class Options:
         1024, "tokens in all, or 'all'", metavar="N", least=3, word={"all": None}
     )
     per_document: bool = _option(False, "begin a new sequence with every document")
+    bos: Literal["add", "text"] = _option(
+        "add",
+        "the token that begins a sequence, add: where the text does not have it; text: only there",
+    )
     dtype: str | None = _option(None, "of the weights (default: the checkpoint's own)", metavar="D")
     activations: bool = _option(False, "keep every activation: neuron × token", shared=True)
     reduce: Literal["none", "token"] = _option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,7 +113,7 @@ class Study:
         o, about = self.options, self.model.about
         return self._text(
             tokens.cut(
-                self.corpus, about.tokenizer, o.sequence_length, o.max_tokens, o.per_document
+                self.corpus, about.tokenizer, o.sequence_length, o.max_tokens, o.per_document, o.bos
             )
         )
 
@@ -145,15 +146,21 @@ class Study:
         from confreg import tokens
 
         o = self.options
+        if o.bos == "text":
+            raise ConfregError(
+                "--bos text is for running text: what comes again is laid out in sequences that "
+                "begin with the tokenizer's own token, where it has one."
+            )
         return self._text(
             tokens.repeats.of_kind(
                 self.corpus, self.model.about.tokenizer, o.sequence_length, o.max_tokens, o.seed,
                 repeats=repeats, length=length, separator=separator, ngram=ngram, gap=gap,
-                count=count, banned=banned,
+                count=count, banned=banned, rows=self.model.about.vocab_size,
             )
         )  # fmt: skip
 
     def _text(self, table: TokenTable) -> Text:
+        from confreg.models.positions import alike
         from confreg.tokens.axis import text_axis
 
         about = self.model.about
@@ -167,13 +174,25 @@ class Study:
                 "No token of this text is kept: a kept token has position 3 or more, a next token, "
                 "and neither is special. Give longer text."
             )
+        beyond = int(table.token_id.argmax())
+        if table.token_id[beyond] >= about.vocab_size:
+            raise ConfregError(
+                f"The text has the token {table.token_id[beyond]} ({table.text[beyond]!r}), and "
+                f"{about.name} has rows for {about.vocab_size:,}: tokens were added to its "
+                "tokenizer and none to the model. Take that token out of the text, or save the "
+                "model after model.resize_token_embeddings(len(tokenizer))."
+            )
         self.attributes |= {
             "tokenizer": table.tokenizer,
             "corpus": table.corpus,
             "corpus_sha256": table.corpus_hash,
             "sequence_length": table.sequence_length,
+            **({"text_warning": table.warning} if table.warning else {}),
         }
-        return text_axis(table)
+        lengths = np.array([len(ids) for ids in table.sequences])
+        kinds = alike(lengths, about)
+        axis = text_axis(table)
+        return axis if kinds is None else replace(axis, together=kinds[table.sequence])
 
     def neurons(
         self, layer: int = -1, *, of: Network | None = None, name: str = "neuron", spec: str = ""

@@ -306,7 +306,7 @@ def _run(options: argparse.Namespace) -> None:
     if not options.quiet:
         tables.print_top(ds)
         print(f"\nDataset: {request['out']}   page: confreg report {request['out']}")
-    for name in ("error_warning", "counts_warning", "effects_undefined"):
+    for name in ("error_warning", "counts_warning", "text_warning", "effects_undefined"):
         if name in ds.attrs:
             print(f"confreg: warning: {ds.attrs[name]}", file=sys.stderr)
 

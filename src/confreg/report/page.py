@@ -204,7 +204,7 @@ def _warnings(ds: xr.Dataset) -> list[str]:
     found = []
     if int(ds.attrs.get("complete", 1)) == 0:
         found.append("The run is not finished: what follows is what there is so far.")
-    words = ("error_warning", "counts_warning", "effects_undefined")
+    words = ("error_warning", "counts_warning", "text_warning", "effects_undefined")
     said = (ds.attrs.get(name) for name in words)
     return found + [str(warning) for warning in said if warning]
 

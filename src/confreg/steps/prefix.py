@@ -47,21 +47,25 @@ def prefix_scores(
     Raises
     ------
     ConfregError
-        The model has no positions for sequences so long.
+        The model has no positions for sequences so long, or scales them by what came before.
     """
     from confreg.effects import Prefixes
+    from confreg.models import positions
     from confreg.tokens import repeats
 
     if study.is_remote and not needed:
         return []
     model = study.model.about
-    table = repeats.of_random_tokens(model.tokenizer, length, sequences, seed=study.options.seed)
+    table = repeats.of_random_tokens(
+        model.tokenizer, length, sequences, seed=study.options.seed, rows=model.vocab_size
+    )
     longest, scored = model.max_length, max(map(len, table.sequences))
     if longest is not None and scored > longest:
         raise ConfregError(
             f"{model.name} has positions for {longest} tokens; heads would be scored on sequences "
             f"of {scored}: lower score_length."
         )
+    positions.alike(np.array([scored]), model)
     first = int(table.position[table.marks["occurrence"] == 1].min())
     rows = np.stack(table.sequences)
     scored_axis = Axis.of(

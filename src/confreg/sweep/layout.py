@@ -239,10 +239,13 @@ def cut(axis: Axis, most: int) -> list[Span]:
     most = max(int(most), 1)
     if len(axis) == 0:
         return [(0, 0)]
-    if axis.whole is not None:
-        return _packed(_runs(axis.whole), most)
+    alike = [(0, len(axis))] if axis.together is None else _runs(axis.together)
     spans = []
-    for start, stop in [(0, len(axis))] if axis.together is None else _runs(axis.together):
+    for start, stop in alike:
+        if axis.whole is not None:
+            runs = _runs(axis.whole[start:stop])
+            spans += [(start + a, start + b) for a, b in _packed(runs, most)]
+            continue
         count = -(-(stop - start) // most)
         size = -(-(stop - start) // count)
         spans += [(a, min(a + size, stop)) for a in range(start, stop, size)]

@@ -42,6 +42,12 @@ class Text(Axis):
         So an edit can be made at the measured token only: what it does at one token is not seen
         from the next. Effects are wanted at kept tokens alone, since each costs a pass.
         """
+        if self.together is not None:
+            raise ConfregError(
+                "Beyond a length this model scales its positions by how long a sequence is, so a "
+                "token in a shorter copy of its sequence would be another one. Set "
+                "--sequence-length so that all sequences are below that length."
+            )
         table = replace(self.table, wanted=self.keep)
         # A unit has its kept tokens, and those before them for nothing.
         group = np.cumsum(self.keep) - self.keep

@@ -110,6 +110,7 @@ def of_random_tokens(
     separator: str = "",
     max_tokens: int | None = None,
     seed: int = 0,
+    rows: int | None = None,
 ) -> TokenTable:
     """Random tokens, repeated once: BOS, the tokens, the separator, the tokens.
 
@@ -125,6 +126,8 @@ def of_random_tokens(
         As of :func:`of_text`; one of ``count`` and ``max_tokens`` must be given.
     seed
         Of the drawing.
+    rows
+        Tokens that the model has: none beyond is drawn.
 
     Raises
     ------
@@ -135,6 +138,7 @@ def of_random_tokens(
         raise ConfregError("Repeats of random tokens need a count, or max_tokens.")
     between = _between(tokenizer, separator)
     known = np.array(sorted(tokenizer.get_vocab().values()))
+    known = known if rows is None else known[known < rows]
     added = [*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids]
     usable = np.setdiff1d(known, np.array(added, dtype=known.dtype))
     if length > len(usable):
@@ -188,7 +192,8 @@ def of_ngrams(
             f"sequence_length is {sequence_length}: two n-grams of {ngram} tokens, a gap of {gap}, "
             f"BOS and the token after need {2 * ngram + gap + 2}."
         )
-    windows = tables.cut_sequences(corpus, tokenizer, sequence_length, per_document=True)
+    cut = tables.cut_sequences(corpus, tokenizer, sequence_length, per_document=True)
+    windows = (ids for ids, _ in cut)
     usable = _Usable(tokenizer, _banned(banned))
     found = (_natural(ids, usable, ngram, gap) for ids in windows)
     taken = _take((piece for piece in found if piece), count, max_tokens)
@@ -215,6 +220,7 @@ def of_kind(
     gap: int = 1,
     count: int | None = None,
     banned: str = BANNED,
+    rows: int | None = None,
 ) -> TokenTable:
     """The table that a recipe's parameters ask for.
 
@@ -224,7 +230,7 @@ def of_kind(
         As of the functions above.
     repeats
         ``"text"``, ``"random"`` or ``"ngrams"``.
-    length, separator, ngram, gap, count, banned
+    length, separator, ngram, gap, count, banned, rows
         Of one or the other.
 
     Raises
@@ -241,7 +247,7 @@ def of_kind(
             f"from {sequence_length}, or lower length."
         )
     if repeats == "random":
-        return of_random_tokens(tokenizer, length, count, separator, max_tokens, seed)
+        return of_random_tokens(tokenizer, length, count, separator, max_tokens, seed, rows)
     return of_text(corpus, tokenizer, length, count, separator, max_tokens)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -50,6 +50,8 @@ class TokenTable:
         Further labels of the tokens, by name: arrays (T,).
     wanted
         Tokens at which effects are wanted, bool (T,); None: at all.
+    warning
+        What a reader of the numbers should know of the text; empty if nothing.
     """
 
     sequences: list[np.ndarray]
@@ -65,6 +67,7 @@ class TokenTable:
     sequence_length: int
     marks: Mapping[str, np.ndarray] = field(default_factory=dict)
     wanted: np.ndarray | None = None
+    warning: str = ""
 
     def __len__(self) -> int:
         """Return the number of tokens, T."""
@@ -77,10 +80,12 @@ def cut(
     sequence_length: int = 256,
     max_tokens: int | None = None,
     per_document: bool = False,
+    bos: Literal["add", "text"] = "add",
 ) -> TokenTable:
     """Cut a corpus into sequences of one length and label every token.
 
-    Every sequence begins with BOS where the tokenizer has one. Documents are joined by EOS,
+    Every sequence begins with BOS where the tokenizer has one: with the text's own where the text
+    has it there, else with one that is added. Documents are joined by EOS,
     where the tokenizer has one, and run on across sequences; with ``per_document`` each
     document begins a sequence instead. A last partial sequence is kept. The corpus is read
     no further than needed.
@@ -97,6 +102,8 @@ def cut(
         At most as many tokens in the table, at least 3; None: all.
     per_document
         Cut every document anew.
+    bos
+        ``"text"``: add no BOS.
 
     Raises
     ------
@@ -110,16 +117,28 @@ def cut(
         )
     if max_tokens is not None and max_tokens < 3:
         raise ConfregError(f"max_tokens is {max_tokens}: it must be at least 3, BOS and a pair.")
-    n_bos = len(special_ids(tokenizer.bos_token_id))
-    stream = cut_sequences(corpus, tokenizer, sequence_length, per_document)
-    sequences = _take(stream, max_tokens, shortest=1 + n_bos)
-    text_tokens = sum(map(len, sequences)) - n_bos * len(sequences)
+    own = special_ids(tokenizer.bos_token_id)
+    n_bos = len(own) if bos == "add" else 0
+    stream = cut_sequences(corpus, tokenizer, sequence_length, per_document, bos)
+    taken = _take(stream, max_tokens, shortest=1 + n_bos)
+    sequences = [ids for ids, _ in taken]
+    added = sum(1 for _, was_added in taken if was_added)
+    text_tokens = sum(map(len, sequences)) - added
     if text_tokens < 2:
         raise ConfregError(
             f"The corpus ({corpus.name}) yields {text_tokens} token"
             f"{'' if text_tokens == 1 else 's'}: at least 2 are needed to predict one."
         )
-    return label(sequences, tokenizer, corpus.name, sequence_length)
+    table = label(sequences, tokenizer, corpus.name, sequence_length)
+    there = int(np.isin(table.token_id, own).sum()) - added
+    if not there or bos == "text":
+        return table
+    return replace(
+        table,
+        warning=f"The text itself holds {tokenizer.bos_token}, which begins a sequence, "
+        f"{there:,} time{'s' if there > 1 else ''}. None was added where a sequence begins with it "
+        "already; --bos text adds none at all.",
+    )
 
 
 def encode(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[bool, list[int]]]:
@@ -154,44 +173,56 @@ def special_ids(token_id: Any) -> list[int]:
 
 
 def cut_sequences(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int, per_document: bool
-) -> Iterator[list[int]]:
-    """Cut a corpus into sequences of ``length`` tokens, as :func:`cut` does, one by one."""
-    bos = special_ids(tokenizer.bos_token_id)
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    per_document: bool,
+    bos: Literal["add", "text"] = "add",
+) -> Iterator[tuple[list[int], bool]]:
+    """Cut a corpus into sequences of ``length`` tokens, as :func:`cut` does, one by one.
+
+    With each comes whether its BOS was added.
+    """
+    first = special_ids(tokenizer.bos_token_id) if bos == "add" else []
     separator = [] if per_document else special_ids(tokenizer.eos_token_id)
-    room = length - len(bos)
+    room = length - len(first)
+
+    def begun(ids: list[int]) -> tuple[list[int], bool]:
+        added = bool(first) and ids[:1] != first
+        return (first + ids if added else ids), added
+
     held: list[int] = []
     for number, (begins, ids) in enumerate(encode(corpus, tokenizer)):
         if begins and number:
             if per_document and held:
-                yield bos + held
+                yield begun(held)
                 held = []
             held += separator
         held += ids
         full = len(held) - len(held) % room
         for start in range(0, full, room):
-            yield bos + held[start : start + room]
+            yield begun(held[start : start + room])
         held = held[full:]
     if held:
-        yield bos + held
+        yield begun(held)
 
 
 def _take(
-    sequences: Iterator[list[int]], max_tokens: int | None, shortest: int
-) -> list[np.ndarray]:
+    sequences: Iterator[tuple[list[int], bool]], max_tokens: int | None, shortest: int
+) -> list[tuple[np.ndarray, bool]]:
     """Collect sequences up to ``max_tokens`` tokens, and ask for none that would not fit.
 
     None shorter than ``shortest`` is taken: a lone BOS says nothing.
     """
-    taken: list[np.ndarray] = []
+    taken: list[tuple[np.ndarray, bool]] = []
     left = max_tokens
     while left is None or left >= shortest:
-        ids = next(sequences, None)
-        if ids is None:
+        ids, added = next(sequences, ([], False))
+        if not ids:
             break
-        taken.append(np.asarray(ids[:left], dtype=np.int64))
+        taken.append((np.asarray(ids[:left], dtype=np.int64), added))
         if left is not None:
-            left -= len(taken[-1])
+            left -= len(taken[-1][0])
     return taken
 
 
