@@ -97,6 +97,7 @@ def make_plan(
     recipe: Recipe, options: Options, parameters: Mapping[str, Any], progress: Any = None
 ) -> Plan:
     """Everything that is decided before a weight is loaded."""
+    from confreg.steps.verification import verification
     from confreg.study import Study, describe_parameters
 
     profile = places.profiles.load(options.profile, options.overrides)
@@ -109,6 +110,9 @@ def make_plan(
         for name, value in parameters.items()
     }
     items = recipe.items(study, bound)
+    used = dict.fromkeys([study.model, *(each for item in items for each in _models(item))])
+    for number, network in enumerate(used):
+        items = [*verification(network, number), *items]
     for item in items:
         reason = getattr(item, "here_only", "")
         if reason and study.is_remote:
@@ -136,6 +140,11 @@ def make_plan(
         facts=_facts(model, profile),
         explain=recipe.explain,
     )
+
+
+def _models(item: Any) -> tuple[Network, ...]:
+    """The models that a step names."""
+    return getattr(item, "models", ())
 
 
 def _held(options: Options, profile: Any) -> str | None:
@@ -194,7 +203,7 @@ def _configuration(
 
     of_model = _of_model(study.model)
     of_model.pop("model_layers", None)
-    used = [study.model, *(each for item in items for each in getattr(item, "models", ()))]
+    used = [study.model, *(each for item in items for each in _models(item))]
     weights = [fingerprint(network) for network in dict.fromkeys(used)]
     labels = hashlib.sha256()
     for item in items:

@@ -134,12 +134,18 @@ class Ablation:
 class Oracle:
     """A transformers model whose module inputs can be read and changed.
 
-    ``down`` and ``layer`` are paths with a place for the layer's number, ``norm`` is one without.
+    ``down`` and ``layer`` are paths with a place for the layer's number, ``norm`` is one without;
+    ``kind`` names the family that a network without paths of its own is like.
     """
 
-    def __init__(self, network: torch.nn.Module, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        dtype: torch.dtype = torch.float64,
+        kind: str | None = None,
+    ) -> None:
         self.network = copy.deepcopy(network).to(dtype).eval()
-        self.kind = network.config.model_type
+        self.kind = kind or network.config.model_type
         self.down, self.norm = (PATHS | EXPERTS)[self.kind]
         if self.kind in EXPERTS:
             self.network.set_experts_implementation("eager")  # others know no float64

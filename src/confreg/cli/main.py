@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_run, _add_plan, _add_show, _add_report, _add_netcdf, _add_counts, _add_lists):
         add(commands)
+    _add_verify(commands)
     _add_doctor(commands)
     _add_ndif(commands)
     return parser
@@ -219,7 +220,22 @@ def _add_counts(commands: Any) -> None:
 
 def _add_lists(commands: Any) -> None:
     _command(commands, "recipes", _recipes, "list the recipes, their parameters and effects")
-    _command(commands, "models", _models, "list the architectures that can be measured")
+    text = "list the architectures that are tested, models verified here, and what is refused"
+    _command(commands, "models", _models, text)
+
+
+def _add_verify(commands: Any) -> None:
+    parser = _command(
+        commands, "verify", _verify,
+        "try what is known of a model's architecture on its weights",
+        "It loads the model and holds its parts against each other; for an architecture that is in "
+        "no table, too.",
+    )  # fmt: skip
+    parser.add_argument("model", metavar="M", help="as --model of confreg run")
+    parser.add_argument(
+        "--dtype", default="float32", metavar="D", help="to compute in (default: %(default)s)"
+    )
+    _add_profile(parser, "memory")
 
 
 def _add_doctor(commands: Any) -> None:
@@ -372,9 +388,30 @@ def _recipes(options: argparse.Namespace) -> None:
 
 
 def _models(options: argparse.Namespace) -> None:
-    from confreg.cli import tables
+    from confreg.cli import listing
 
-    tables.print_models()
+    listing.print_models()
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from confreg import models
+    from confreg.cli import listing
+    from confreg.models import verified, verify
+    from confreg.places import profiles
+    from confreg.sweep.provenance import versions
+
+    profile = profiles.load(options.profile, _pairs(options.overrides, "-P"))
+    if not isinstance(profile, profiles.LocalProfile):
+        raise ConfregError(
+            f"Profile {profile.name!r} is a server's: `confreg verify` reads weights. A run of a "
+            "model whose architecture is in no table verifies it there by itself."
+        )
+    model = models.load(options.model, profile.placement(), options.dtype)
+    found = verify.verify(model)
+    verified.keep(model.description, found, versions())
+    listing.print_verified(model, found)
+    if reason := verify.failure(model.description, found):
+        raise ConfregError(reason)
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich import box
@@ -200,19 +200,6 @@ def print_recipes() -> None:
         for effect in found.effects:
             usual = "" if effect in found.usual else "  (on request)"
             console.print(f"    {effect.name}: {effect.long_name}, {effect.units}{usual}")
-
-
-def print_models() -> None:
-    """Print the architectures that can be measured."""
-    from confreg.models import table as supported
-
-    rows: Sequence[dict[str, Any]] = supported()
-    table = Table(title="Architectures")
-    for heading in rows[0]:
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    _console().print(table)
 
 
 def print_checks(checks: Sequence[Check]) -> None:

@@ -11,6 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 
+def _of(config: Any, value: Any) -> Any:
+    """A number, or the configuration's attribute, or a function of it."""
+    if isinstance(value, str):
+        return getattr(config, value)
+    return value(config) if callable(value) else value
+
+
 def _all_attend(config: Any) -> list[bool]:
     return [True] * config.num_hidden_layers
 
@@ -38,15 +45,15 @@ class Architecture:
         True for LayerNorm, False for RMSNorm.
     eps : str or float
         The configuration's attribute that holds the norms' ε, or ε itself.
-    width : str or callable
-        Neurons of one layer, or of each of its experts: the configuration's attribute, or a
-        function of it.
+    width : str, int or callable
+        Neurons of one layer, or of each of its experts: the configuration's attribute, a number, or
+        a function of it.
     experts : str
         The configuration's attribute that says how many routed experts a layer has, of which the
         module at ``down_projection`` holds the weights; empty where there are none.
-    scale, multiplier : callable
-        Of the configuration: what raw logits, and what the MLP adds to the residual stream (after
-        ``post_norm``), are multiplied by.
+    scale, multiplier : float or callable
+        Numbers, or functions of the configuration: what raw logits, and what the MLP adds to the
+        residual stream (after ``post_norm``), are multiplied by.
     softcap : str or None
         The configuration's attribute of the cap on final logits.
     parallel : bool
@@ -63,6 +70,8 @@ class Architecture:
         before the MLP, whose input is what the MLP's output (after ``post_norm``) is added to.
     wraps : str
         Of a multimodal model, transformers' name of the text model in it.
+    origin : str
+        Where a row is from that no test covers: "derived", or a user's file or package.
     """
 
     model_type: str
@@ -73,14 +82,14 @@ class Architecture:
     centred: bool
     eps: str | float
     unembedding: str = "lm_head"
-    width: str | Callable[[Any], int] = "intermediate_size"
+    width: str | int | Callable[[Any], int] = "intermediate_size"
     experts: str = ""
     attention_out: str | None = None
     attends: Callable[[Any], list[bool]] = _all_attend
     no_heads: str = ""
     post_norm: str | None = None
-    scale: Callable[[Any], float] = lambda config: 1.0
-    multiplier: Callable[[Any], float] = lambda config: 1.0
+    scale: float | Callable[[Any], float] = 1.0
+    multiplier: float | Callable[[Any], float] = 1.0
     softcap: str | None = None
     parallel: bool = False
     also: tuple[str, ...] = ()
@@ -88,6 +97,7 @@ class Architecture:
     after_mlp: Callable[[Any], str] = lambda config: ""
     scaled_sum: str | None = None
     wraps: str = ""
+    origin: str = ""
 
     def inside(self, model_type: str, title: str, decoder: str) -> Architecture:
         """The same family inside a multimodal model, whose decoder has another path."""
@@ -107,12 +117,15 @@ class Architecture:
 
     def n_neurons(self, config: Any) -> int:
         """Neurons of one layer: inputs of its down-projection, or of those of its experts."""
-        each = int(self.width(config) if callable(self.width) else getattr(config, self.width))
-        return each * self.n_experts(config)
+        return int(_of(config, self.width)) * self.n_experts(config)
 
     def n_experts(self, config: Any) -> int:
         """Routed experts of one layer; 1 where there are none."""
         return int(getattr(config, self.experts)) if self.experts else 1
+
+    def mlp_factor(self, config: Any) -> float:
+        """What the MLP adds is multiplied by."""
+        return float(_of(config, self.multiplier))
 
     def has_heads(self, config: Any) -> list[bool]:
         """Which layers have attention heads that can be told apart, of each."""
@@ -120,7 +133,7 @@ class Architecture:
 
     def norm_eps(self, config: Any) -> float:
         """Return ε of the norms."""
-        return float(getattr(config, self.eps) if isinstance(self.eps, str) else self.eps)
+        return float(_of(config, self.eps))
 
     def readout(self, config: Any) -> dict[str, Any]:
         """Keywords of `confreg.effects.read_readout` that the configuration knows."""
@@ -128,7 +141,7 @@ class Architecture:
         return {
             "centred": self.centred,
             "eps": self.norm_eps(config),
-            "scale": float(self.scale(config)),
+            "scale": float(_of(config, self.scale)),
             "softcap": None if cap is None else float(cap),
         }
 

@@ -376,10 +376,6 @@ class Wrapper:
         return replace(row.inside(model_type, self.title, self.decoder), **self.changes)
 
 
-def _one(config: Any) -> float:
-    return 1.0
-
-
 WRAPPERS: dict[str, Wrapper] = {
     "gemma3": Wrapper("Gemma 3 (4B and up)", changes={"softcap": None}),  # it leaves it out
     "gemma4": Wrapper("Gemma 4"),
@@ -392,7 +388,7 @@ WRAPPERS: dict[str, Wrapper] = {
     "llava": Wrapper("LLaVA"),
     "llava_next": Wrapper("LLaVA-NeXT"),
     "internvl": Wrapper("InternVL"),
-    "cohere2_vision": Wrapper("Command A Vision", changes={"scale": _one}),  # it leaves it out
+    "cohere2_vision": Wrapper("Command A Vision", changes={"scale": 1.0}),  # it leaves it out
     "lfm2_vl": Wrapper("LFM 2 VL"),
     "smolvlm": Wrapper("SmolVLM", "model.text_model"),
     "idefics3": Wrapper("Idefics 3", "model.text_model"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,13 +19,13 @@ from confreg.models.checkpoint import (
     check_kernels,
     check_taken,
 )
+from confreg.models.classes import auto_class, task_of, weightless
 from confreg.models.model import Description, Model, describe_config
 from confreg.models.quiet import quiet
 from confreg.models.sources import Source, locate
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig
 
     from confreg.models.architectures import Architecture
     from confreg.models.placement import Placement
@@ -101,7 +102,7 @@ def load(
             nn = TransformersModel(
                 source.path,
                 revision=None if source.local else source.revision,
-                task=_task(described.row.model_type),
+                task=task_of(described.row.model_type),
                 tokenizer=described.tokenizer,
                 dtype=held or "auto",
                 **OWN_CODE,
@@ -127,7 +128,9 @@ def _describe(source: Source, dtype: str | None) -> Description:
         check_adapters(source)
         check_kernels(config, source)
     # The architecture is checked before anything else of the model is fetched.
-    row = lookup.find(config, source.name)
+    with _named(source, "structure"):
+        network = functools.cache(lambda: weightless(config))
+        row = lookup.find(config, source.name, network)
     if source.gguf:
         gguf.check_keys(Path(source.path) / source.gguf, config, row, source.name)
         dtype = dtype or "float32"  # what transformers dequantises to
@@ -137,7 +140,8 @@ def _describe(source: Source, dtype: str | None) -> Description:
         source.name,
         source.revision if source.local else _commit(source),
         dtype,
-        _sizes(config, row),
+        module_sizes(network(), row),
+        row,
     )
 
 
@@ -158,7 +162,7 @@ def _read(
         # A copy: transformers writes into it what becomes of the weights.
         words |= {"config": copy.deepcopy(described.config), **gguf.keywords()}
     with quiet(), _parsed(source), _named(source, "weights"):
-        loaded: Any = _auto_class(described.row.model_type).from_pretrained(
+        loaded: Any = auto_class(described.row.model_type).from_pretrained(
             source.path, output_loading_info=True, **resolve_load_kwargs(words)
         )
     network, found = loaded
@@ -166,23 +170,6 @@ def _read(
         gguf.check_tensors(Path(source.path) / source.gguf, network, source.name)
     check_taken(network, found, source, described.row.title)
     return network
-
-
-def _task(model_type: str) -> str:
-    """The task by which transformers finds the class of an architecture."""
-    from transformers.models.auto import modeling_auto
-
-    causal = model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    return "text-generation" if causal else "image-text-to-text"
-
-
-def _auto_class(model_type: str) -> Any:
-    """The factory of transformers that makes an architecture's models."""
-    import transformers
-
-    if _task(model_type) == "text-generation":
-        return transformers.AutoModelForCausalLM
-    return transformers.AutoModelForImageTextToText
 
 
 def _commit(source: Source) -> str | None:
@@ -276,15 +263,6 @@ def _check_dtype(dtype: str) -> str:
     if dtype not in known:
         raise ConfregError(f"There is no dtype {dtype!r}. There are: {', '.join(known)}.")
     return dtype
-
-
-def _sizes(config: PretrainedConfig, row: Architecture) -> dict[str, int]:
-    """Parameters per module that is placed as a whole, counted on a weightless model."""
-    import torch
-
-    with quiet(), torch.device("meta"):
-        network = _auto_class(row.model_type).from_config(config)
-    return module_sizes(network, row)
 
 
 def module_sizes(network: torch.nn.Module, row: Architecture) -> dict[str, int]:

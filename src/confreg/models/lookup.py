@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 from confreg.errors import ConfregError
-from confreg.models import experts
+from confreg.models import experts, own
 from confreg.models.architectures import Architecture
 from confreg.models.families import ARCHITECTURES, TEXT_MODELS, WRAPPERS
-
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 def table() -> list[dict[str, str]]:
@@ -24,32 +24,58 @@ def table() -> list[dict[str, str]]:
     return [dict(zip(("architecture", "models", "built of"), row)) for row in rows]
 
 
-def find(config: Any, name: str) -> Architecture:
-    """Return the row of a model's architecture.
+def find(config: Any, name: str, network: Callable[[], Any] | None = None) -> Architecture:
+    """Return the row of a model's architecture: the user's own, the table's, or a derived one.
 
     Parameters
     ----------
     config : transformers.PretrainedConfig
     name : str
         The model, for the message of an error.
+    network : callable, optional
+        Makes the model without weights, for a row to be derived from.
 
     Raises
     ------
     ConfregError
-        The architecture is not in the table, has experts, wraps a text model in a multimodal
-        one, or is a variant that has no readout of the known form.
+        The architecture is not in the table and none can be derived, it has experts, or it is a
+        variant that has no readout of the known form.
     """
     kind, text = getattr(config, "model_type", "?"), text_of(config)
-    row = ARCHITECTURES.get(kind)
-    if kind in WRAPPERS:
+    row = own.rows().get(kind) or ARCHITECTURES.get(kind)
+    if row is None and kind in WRAPPERS:
         within = (ARCHITECTURES | TEXT_MODELS).get(text.model_type)
         row = None if within is None else WRAPPERS[kind].around(within, kind)
+    if row is None and getattr(config, "is_encoder_decoder", False):
+        raise ConfregError(
+            f"{name} is an encoder-decoder ({kind}); confreg measures decoder-only models."
+        )
+    if row is None and network is None:
+        raise ConfregError(_unknown(kind, name))
     if row is None:
-        raise ConfregError(_unknown(config, kind, name))
+        built = _build(network, kind, name)
+        if any(re.search("expert|moe|router", path) for path, _ in built.named_modules()):
+            raise ConfregError(
+                f"{name} is a mixture-of-experts model ({kind}) of a family that confreg does not "
+                f"know. It knows: {', '.join(row.model_type for row in experts.ROWS)}."
+            )
+        from confreg.models.derived import derive
+
+        row = derive(config, text, name, built)
     reason = row.refuse(text)
     if reason:
         raise ConfregError(f"{name}: this variant of {row.title} cannot be measured: {reason}.")
     return row
+
+
+def _build(network: Callable[[], Any], kind: str, name: str) -> Any:
+    try:
+        return network()
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfregError(
+            f"{_unknown(kind, name)} (transformers cannot build one: {said})"
+        ) from error
 
 
 def text_of(config: Any) -> Any:
@@ -57,25 +83,21 @@ def text_of(config: Any) -> Any:
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
-def _unknown(config: Any, kind: str, name: str) -> str:
-    # A nested configuration says what the outer one wraps, and whether that has experts.
-    text = text_of(config)
-    parts = (config, text, getattr(config, "ffn_config", None))
-    if "moe" in kind or any((getattr(part, key, 0) or 0) > 1 for part in parts for key in _EXPERTS):
-        return (
-            f"{name} is a mixture-of-experts model ({kind}) of a family that confreg does not "
-            f"know. It knows: {', '.join(row.model_type for row in experts.ROWS)}."
-        )
-    if getattr(config, "is_encoder_decoder", False):
-        return f"{name} is an encoder-decoder ({kind}); confreg measures decoder-only models."
-    if text is not config or hasattr(config, "vision_config"):
-        inner = getattr(text, "model_type", "?")
-        return (
-            f"{name} is a multimodal model ({kind}) around a text model ({inner}), a pair that "
-            "confreg does not know; `confreg models` lists those that it does."
-        )
-    known = ", ".join(sorted(ARCHITECTURES))
+REFUSED = (
+    ("other mixtures of experts", "how a token finds its experts is each family's own"),
+    ("encoder-decoders", "only decoders have one readout"),
+    ("Mamba, RWKV, xLSTM", "no layer has an MLP whose neurons could be measured"),
+    ("PaliGemma", "it sees later tokens of a text: it is no model of the next one"),
+    ("nanochat", "its final norm is called on the embeddings too"),
+    ("Gemma 4 with experts, E2B", "experts beside the MLP; layers of different width"),
+    ("OPT 350M", "no final norm, and a projection after the last layer"),
+)
+"""What cannot be measured, and why: said before anything is tried, or when it is verified."""
+
+
+def _unknown(kind: str, name: str) -> str:
     return (
-        f"{name} has the architecture {kind!r}, which confreg does not know. It knows: {known}. "
-        "To add one, add a row to confreg/models/families.py and a case to the tests' zoo."
+        f"{name} has the architecture {kind!r}, which confreg does not know; `confreg models` "
+        "lists what it knows. Write a row of your own (docs/architectures.md says how), and try it "
+        "with `confreg verify`."
     )

@@ -13,6 +13,7 @@ import numpy as np
 from confreg.errors import ConfregError
 from confreg.models import lookup
 from confreg.models.architectures import Architecture, resolve
+from confreg.models.classes import weightless
 from confreg.models.quiet import quiet
 
 if TYPE_CHECKING:
@@ -135,9 +136,11 @@ def describe_config(
     revision: str | None = None,
     dtype: str | None = None,
     sizes: dict[str, int] | None = None,
+    row: Architecture | None = None,
 ) -> Description:
     """Build a `Description` from a configuration and a tokenizer; no weights are needed."""
-    row, outer = lookup.find(config, name), config
+    outer = config
+    row = row or lookup.find(config, name, lambda: weightless(config))
     config = lookup.text_of(config)
     vocab = int(config.vocab_size)
     stored = outer.dtype if outer.dtype is not None else config.dtype
@@ -224,7 +227,7 @@ class Model:
         if _is_identity(self.final_norm):
             self.readout |= {"centred": False, "eps": 0.0, "normed": False}
         self.post_readout = row.post_readout(description.config)
-        self.multiplier = float(row.multiplier(description.config))
+        self.multiplier = row.mlp_factor(description.config)
         self.learnt: dict[int, float] = {}
 
     def __getattr__(self, name: str) -> Any:

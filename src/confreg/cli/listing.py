@@ -1,0 +1,79 @@
+"""What the command line prints of models: which are known, verified, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from confreg.models import Model
+    from confreg.models.agreement import Compared
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+def _table(title: str, headings: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def print_models() -> None:
+    """Print the architectures that tests cover, what was verified here, and what is refused."""
+    from confreg.models import lookup, own, verified
+
+    console = _console()
+    rows = lookup.table()
+    table = _table("Tested on every neuron, by all engines", list(rows[0]))
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)
+    if mine := own.rows():
+        table = _table("Your own: verified by each run", ["architecture", "from"])
+        for row in mine.values():
+            table.add_row(row.model_type, row.origin)
+        console.print(table)
+    if records := verified.every():
+        headings = ["model", "row", "dtype", "largest difference", "transformers"]
+        table = _table("Verified on this machine (confreg verify MODEL)", headings)
+        for record in records:
+            table.add_row(*_record(record))
+        console.print(table)
+    table = _table("Refused", ["what", "why"])
+    for what, why in lookup.REFUSED:
+        table.add_row(what, why)
+    console.print(table)
+    console.print(
+        "Others are tried: a row is derived from what transformers names, and each run verifies "
+        "it first. `confreg verify MODEL` tries it alone.",
+        style="dim",
+    )
+
+
+def _record(record: dict[str, Any]) -> list[str]:
+    difference = f"{record['largest']:.0e} nats" if record["ok"] else "differs"
+    versions = record["versions"].get("transformers", "?")
+    return [record["model"], record["row"], record["dtype"], difference, versions]
+
+
+def print_verified(model: Model, found: Sequence[Compared]) -> None:
+    """Print what was compared of a model, and the largest difference of each."""
+    row = model.description.row.origin or "tested"
+    headings = ["part", "what was compared", "difference", "of at most", ""]
+    console = _console()
+    console.print(f"{model.name}: {model.architecture}, row {row}, {model.dtype}", soft_wrap=True)
+    table = _table("", headings)
+    for one in found:
+        if not one.is_compared:
+            table.add_row(one.name, one.what, "–", "–", "")
+            continue
+        said = "ok" if one.ok else "differs" if one.needed else "differs, which changes nothing"
+        table.add_row(one.name, one.what, f"{one.difference:.1e}", f"{one.largest:.2g}", said)
+    console.print(table)

@@ -1,0 +1,65 @@
+"""What was verified on this machine: one file a model, in the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from confreg.models.embedded import cache_folder
+
+if TYPE_CHECKING:
+    from confreg.models.agreement import Compared
+    from confreg.models.model import Description
+
+
+def folder() -> Path:
+    """Where the files are."""
+    return cache_folder() / "verified"
+
+
+def keep(model: Description, found: Sequence[Compared], versions: dict[str, str]) -> Path:
+    """Write down what was compared of a model, and with which versions; returns the file."""
+    record = {
+        "model": model.name,
+        "revision": model.revision,
+        "architecture": model.architecture,
+        "row": model.row.origin or "tested",
+        "dtype": model.dtype,
+        "ok": all(c.ok or not c.needed for c in found),
+        "compared": [
+            {"part": c.name, "difference": c.difference, "largest": c.largest, "ok": c.ok}
+            for c in found
+            if c.is_compared
+        ],
+        "versions": versions,
+    }
+    name = hashlib.sha256(f"{model.name}@{model.revision}".encode()).hexdigest()[:16]
+    file = folder() / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1))
+    partial.replace(file)
+    return file
+
+
+def every() -> list[dict[str, Any]]:
+    """What was written down, by the model's name; files that cannot be read are left out."""
+    found = []
+    for file in folder().glob("*.json"):
+        try:
+            record = json.loads(file.read_text())
+            found.append(record | {"largest": _largest(record)})
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return sorted(found, key=lambda record: str(record["model"]))
+
+
+def _largest(record: dict[str, Any]) -> float:
+    """The largest difference between engines, in nats."""
+    return max(
+        (c["difference"] for c in record["compared"] if c["part"] in ("exact", "series")),
+        default=float("nan"),
+    )

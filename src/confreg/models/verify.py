@@ -1,0 +1,253 @@
+"""Whether a row is right for a checkpoint at hand: parts of the model held against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import nnsight
+import torch
+
+from confreg import effects as fx
+from confreg.errors import ConfregError
+from confreg.models.agreement import (
+    COARSE,
+    TOLERANCE,
+    Compared,
+    engines,
+    failure,
+    of_engines,
+    tokens_for,
+)
+from confreg.models.architectures import resolve
+
+if TYPE_CHECKING:
+    from confreg.models.model import Model
+
+
+def verify(model: Model) -> list[Compared]:
+    """Hold the parts of a loaded model against each other.
+
+    Parameters
+    ----------
+    model : Model
+        In memory, or offloaded.
+
+    Returns
+    -------
+    list of Compared
+        Logits, neurons, the engines, heads.
+    """
+    ids = tokens_for(model.description)
+    found = [logits(model, ids), neurons(model, ids)]
+    return [*found, *of_engines(model, engines(model, ids)), heads(model, ids)]
+
+
+def logits(model: Model, ids: torch.Tensor) -> Compared:
+    """The readout's algebra against the plain model's logits."""
+    norm, head = model.final_norm, model.unembedding
+    with torch.no_grad():
+        plain = model.nn._module(input_ids=ids.to(model.device), use_cache=False).logits
+        with model.trace(ids):
+            residual = norm.input
+            readout = fx.read_readout(norm, head, residual, **model.readout)
+            x = readout.centre(residual.float())
+            x = readout.gain * x / readout.norm_scale(residual.float())[..., None]
+            mine = nnsight.save(readout.finish(readout.unembed(x) + readout.offset))
+    what = "logits by the row's readout and the plain model's"
+    return _compared("logits", what, mine, plain, model)
+
+
+@dataclass(frozen=True)
+class Gated:
+    """What makes the down-projection's input: paths from the module that holds it.
+
+    ``up`` is None where one matrix makes both halves, or where there is no gate.
+    """
+
+    gate: str
+    up: str | None
+
+
+def neurons(model: Model, ids: torch.Tensor, parts: Gated | None = None) -> Compared:
+    """act(gate) · up against what the last layer's down-projection is given."""
+    row = model.description.row
+    needed = row.origin == "derived"
+    if row.experts:
+        return Compared("neurons", "of routed experts: the engines' agreement holds for them")
+    block = model._block(-1)._module
+    path = row.down_projection.rpartition(".")[0]
+    mlp = resolve(block, path) if path else block
+    down, act = model.down_proj(-1)._module, _activation(mlp, model.config)
+    parts = parts or _gated(mlp, down, model.n_neurons)
+    if parts is None or act is None:
+        return Compared("neurons", "no known form of MLP: its input is taken as it is")
+    modules = {"gate": resolve(mlp, parts.gate)}
+    if parts.up is not None:
+        modules["up"] = resolve(mlp, parts.up)
+    with _seen(modules | {"down": down}) as seen:
+        _run(model, ids)
+    gate = seen["gate"][1]
+    if gate.shape[-1] == 2 * model.n_neurons:
+        gate, up = gate.chunk(2, -1)
+    else:
+        up = seen["up"][1] if "up" in seen else 1.0
+    with torch.no_grad():
+        mine = act(gate * getattr(mlp, "gate_multiplier", 1.0)) * up
+    what = "act(gate) · up" if torch.is_tensor(up) else "act(up)"
+    what += " and the down-projection's input"
+    return _compared("neurons", what, mine, seen["down"][0], model, needed)
+
+
+def _gated(mlp: Any, down: Any, width: int) -> Gated | None:
+    """The matrices beside the down-projection that give the neurons, as they are usually named."""
+    found = {}
+    for name, child in mlp.named_children():
+        weight = getattr(child, "weight", None)
+        if child is not down and weight is not None and weight.dim() == 2:
+            found[name] = child
+    gates = [n for n in found if n.startswith("gate") or n == "w1"]
+    ups = [n for n in found if n.startswith("up") or n == "w3"]
+    if len(gates) == 1 and len(ups) == 1:
+        return Gated(gates[0], ups[0])
+    wide = [n for n, m in found.items() if width in m.weight.shape or 2 * width in m.weight.shape]
+    return Gated(wide[0], None) if len(wide) == 1 else None
+
+
+def _activation(mlp: Any, config: Any) -> Any:
+    from transformers.activations import ACT2FN
+
+    for name, child in mlp.named_children():
+        if name.startswith("act") or name.endswith(("activation_fn", "_act")):
+            return child
+    for name in ("act", "act_fn", "activation_fn"):
+        if callable(getattr(mlp, name, None)):
+            return getattr(mlp, name)
+    for name in ("hidden_act", "hidden_activation", "activation_function"):
+        if isinstance(getattr(config, name, None), str):
+            return ACT2FN[getattr(config, name)]
+    return None
+
+
+def heads(model: Model, ids: torch.Tensor) -> Compared:
+    """The last head's slice, made to attend to the first token, against its slice there.
+
+    A head that attends to nothing else gives the same at every position: unless what it gives is
+    gated, mixed with other heads' or laid out otherwise before the output projection.
+    """
+    attending = [layer for layer, attends in enumerate(model.attends) if attends]
+    if not attending:
+        return Compared("heads", f"none: {model.description.row.no_heads or 'no layer attends'}")
+    out = model.attention_out(attending[-1])
+    assert out is not None
+    path = model.description.row.attention_out.rpartition(".")[0]  # type: ignore[union-attr]
+    attention = resolve(model._block(attending[-1])._module, path)
+    with model.eager_attention():
+        with _seen({"out": out._module}) as clean:
+            _run(model, ids)
+        try:
+            with _seen({"out": out._module}) as seen, _first_only(attention, model.n_heads):
+                _run(model, ids)
+        except (RuntimeError, TypeError, ValueError) as error:
+            said = (str(error).strip().splitlines() or ["?"])[0]
+            return Compared("heads", f"its attention takes no mask of each head ({said[:60]})")
+    # The others are as they were.
+    expected = clean["out"][0].float().unflatten(-1, (model.n_heads, -1)).clone()
+    expected[..., -1, :] = expected[..., :1, -1, :]
+    mine = seen["out"][0].float().unflatten(-1, (model.n_heads, -1))
+    what = "a head that sees the first token only and its output there"
+    return _compared("heads", what, mine, expected, model)
+
+
+@contextmanager
+def _first_only(attention: Any, n_heads: int) -> Iterator[None]:
+    """Let the last head of a module see the first position only."""
+
+    def mask(module: Any, args: Any, kwargs: Any) -> Any:
+        hidden = kwargs.get("hidden_states", args[0] if args else None)
+        rows, length = hidden.shape[:2]
+        given = kwargs.get("attention_mask")
+        if given is None:
+            given = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()
+        if given.dtype == torch.bool:
+            # Some say what is seen, some what is not: the first token does not see the second.
+            sees = given if not given[..., 0, 1].any() else ~given
+            sees = sees.expand(rows, n_heads, length, length).clone()
+            sees[:, -1] = False
+            sees[:, -1, :, 0] = True
+            if sees.shape == given.shape or given[..., 0, 1].any():
+                return args, {**kwargs, "attention_mask": ~sees}
+            low = torch.finfo(hidden.dtype).min
+            each = torch.zeros(sees.shape, dtype=hidden.dtype, device=hidden.device)
+            return args, {**kwargs, "attention_mask": each.masked_fill(~sees, low)}
+        each = given.expand(rows, n_heads, length, given.shape[-1]).clone()
+        each[:, -1] = torch.finfo(given.dtype).min
+        each[:, -1, :, 0] = 0
+        return args, {**kwargs, "attention_mask": each}
+
+    hook = attention.register_forward_pre_hook(mask, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _seen(modules: dict[str, Any]) -> Iterator[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """What modules are given and what they give, by name."""
+    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def watch(name: str) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            found[name] = (args[0].detach(), output.detach())
+
+        return hook
+
+    hooks = [m.register_forward_hook(watch(name)) for name, m in modules.items()]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _run(model: Model, ids: torch.Tensor) -> None:
+    with torch.no_grad():
+        model.nn._module(input_ids=ids.to(model.device), use_cache=False)
+
+
+def _compared(
+    name: str, what: str, mine: torch.Tensor, other: torch.Tensor, model: Any, needed: bool = True
+) -> Compared:
+    mine, other = mine.double().cpu(), other.double().cpu()
+    if mine.shape != other.shape:
+        shapes = f"{tuple(mine.shape)} and {tuple(other.shape)}"
+        return Compared(name, f"{what}, of shapes {shapes},", float("inf"), 1.0, needed=needed)
+    tolerance = TOLERANCE.get(model.dtype, COARSE)
+    largest, difference = float(other.abs().max()), float((mine - other).abs().max())
+    return Compared(name, what, difference, largest, tolerance, needed)
+
+
+def check(model: Model) -> list[Compared]:
+    """`verify`, or a sentence about the part that differs.
+
+    Raises
+    ------
+    ConfregError
+        A part differs, or cannot be reached in the order in which the row says.
+    """
+    try:
+        found = verify(model)
+    except ConfregError:
+        raise
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [""])[0]
+        raise ConfregError(
+            f"{model.name} ({model.architecture}) cannot be measured as its row says: "
+            f"{type(error).__name__}: {said}"
+        ) from error
+    if reason := failure(model.description, found):
+        raise ConfregError(reason)
+    return found

@@ -1,0 +1,88 @@
+"""Before anything is measured: does a row that no test covers agree with the checkpoint?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from confreg.axes import Spans, Variable
+from confreg.errors import ConfregError
+from confreg.sweep.step import Derivation, Item, Step
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from confreg.models.network import Network
+
+NAMES = ("exact", "series", "largest", "finished", "ahead", "logit")
+
+
+def verification(network: Network, number: int = 0) -> list[Item]:
+    """Hold the engines of a model against each other on eight neurons and one sequence.
+
+    Gives the largest difference in nats, and what the dataset says of the row. Nothing where the
+    tests cover the model's architecture.
+
+    Parameters
+    ----------
+    network : Network
+    number : int
+        Tells the models of a run apart.
+
+    Raises
+    ------
+    ConfregError
+        When it runs: they differ, and by how much.
+    """
+    if not network.is_language_model or not network.about.row.origin:
+        return []
+    model, prefix = network.about, "verified" if not number else f"verified_{number}"
+    names = [f"{prefix}_{name}" for name in NAMES]
+
+    def unit(spans: Spans, stored: Mapping[str, np.ndarray]) -> Any:
+        from confreg.models.agreement import tokens_for
+
+        return tokens_for(model)
+
+    def engines_compared(models: Any, ids: Any) -> dict[str, Any]:
+        from confreg.models.agreement import engines
+
+        try:
+            found = engines(models[0], ids)
+        except Exception as error:
+            if "OutOfOrder" not in type(error).__name__:
+                raise
+            raise ConfregError(
+                f"{model.name} does not run in the order in which its row ({model.row.origin}) "
+                f"names its parts: {str(error).splitlines()[0]}"
+            ) from error
+        return {f"{prefix}_{name}": value for name, value in found.items()}
+
+    def check(block: Mapping[str, np.ndarray], spans: Spans) -> None:
+        from confreg.models.agreement import failure, of_engines
+
+        found = {name: float(block[f"{prefix}_{name}"]) for name in NAMES}
+        if reason := failure(model, of_engines(model, found)):
+            raise ConfregError(reason)
+
+    hidden: Any = {"dtype": "float64", "kept": False}
+    step = Step(
+        engines_compared,
+        over=(),
+        gives=tuple(Variable(name, (), "of a verification", "nats", **hidden) for name in names),
+        models=(network,),
+        unit=unit,
+        cost=lambda spans: 0,
+        name="verifying the architecture's row",
+        check=check,
+    )
+
+    def row_verified(ds: xr.Dataset) -> dict[str, Any]:
+        closed = () if model.after_mlp else ("exact", "series")
+        largest = max(float(ds[f"{prefix}_{name}"]) for name in (*closed, "finished", "ahead"))
+        return {f"{prefix}_row": f"{model.row.origin}, verified to {largest:.0e} nats"}
+
+    said = Variable(f"{prefix}_row", (), "where the model's row is from", "", "str")
+    return [step, Derivation(row_verified, gives=(said,), reads=tuple(names))]

@@ -1,0 +1,271 @@
+"""Rows that no test covers: derived ones, and whether a wrong one is found out on the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+
+import numpy as np
+import oracle
+import pytest
+import torch
+import zoo
+from nnsight.intervention.interleaver import OutOfOrderError
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+import confreg
+from confreg import models
+from confreg.cli import main
+from confreg.errors import ConfregError
+from confreg.models import Model, classes, derived, families, lookup, verify
+
+# What has a table's row and another derived one: it is refused, or found to be wrong.
+DERIVED_WRONG = {
+    "hyperclovax": "scale",  # it multiplies by what others divide by
+    "cohere2_vision": "scale",  # the wrapper leaves its text model's out
+    "gemma3": "softcap",
+}
+NOT_DERIVED = {"falcon_h1"}  # two matrices could end its MLP
+SCALED = {"gemma4_text", "gemma4", "gemma4_unified"}  # by a number of the layer's own
+# Of an architecture that is in no table: GPT-BigCode's cousin with other names.
+UNKNOWN = "doge"
+
+
+@functools.cache
+def model_of(architecture: str) -> Model:
+    return Model.wrap(*zoo.tiny(architecture, unsaved=True))
+
+
+def with_row(model: Model, **changes) -> Model:
+    row = dataclasses.replace(model.description.row, **changes)
+    return Model(model.nn, dataclasses.replace(model.description, row=row))
+
+
+def found_wrong(model: Model) -> list[str]:
+    return [c.name for c in verify.verify(model) if not c.ok]
+
+
+@pytest.mark.parametrize("architecture", zoo.EVERY)
+def test_every_tested_row_verifies(architecture):
+    found = {c.name: c for c in verify.verify(model_of(architecture))}
+    assert all(c.ok for c in found.values())
+    for name in ("logits", "causal", "exact", "series"):
+        assert found[name].is_compared
+        assert found[name].largest > 0.3
+    assert found["exact"].difference < 2e-5
+    assert found["neurons"].is_compared == (architecture not in ("bloom", "lfm2", "lfm2_vl"))
+    assert found["heads"].is_compared == any(model_of(architecture).attends)
+
+
+def mutations(row, config):
+    """Rows that are wrong in one part, where that changes a number."""
+    yield "centred", {"centred": not row.centred}
+    yield "eps", {"eps": row.norm_eps(config) + 1.0}
+    yield "final norm", {"final_norm": f"{row.layers}.0.{FIRST_NORM.get(row.model_type, '')}"}
+    if row.post_norm is not None:
+        yield "post-norm", {"post_norm": None}
+    if row.mlp_factor(config) != 1:
+        yield "multiplier", {"multiplier": 1.0}
+    if row.readout(config)["scale"] != 1:
+        yield "scale", {"scale": 1.0}
+    if row.readout(config)["softcap"] is not None:
+        yield "softcap", {"softcap": None}
+    if row.scaled_sum is not None:
+        yield "layer's scale", {"scaled_sum": None}
+
+
+FIRST_NORM = {"gpt2": "ln_2", "llama": "post_attention_layernorm", "bloom": "input_layernorm"}
+
+
+@pytest.mark.parametrize("architecture", zoo.EVERY)
+def test_wrong_rows_are_found_out(architecture):
+    model = model_of(architecture)
+    row, config = model.description.row, model.description.config
+    for part, changes in mutations(row, config):
+        if part == "final norm" and row.model_type not in FIRST_NORM:
+            continue
+        mutant = with_row(model, **changes)
+        if part == "final norm":  # it is called before the neurons are
+            with pytest.raises(OutOfOrderError):
+                verify.verify(mutant)
+        else:
+            assert {"exact", "scale"} & set(found_wrong(mutant)), part
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2_vl", "gemma", "phi3", "gptj"])
+def test_gate_and_up_are_told_apart(architecture):
+    model, ids = model_of(architecture), zoo.tokens(1)
+    own = verify.neurons(model, ids)
+    assert own.is_compared
+    assert own.ok
+    if architecture in ("llama", "qwen2_vl", "gemma"):
+        swapped = verify.neurons(model, ids, verify.Gated("up_proj", "gate_proj"))
+        assert not swapped.ok
+        assert not verify.neurons(model, ids, verify.Gated("up_proj", None)).ok
+
+
+@pytest.mark.parametrize("architecture", ["granite_swa", "diffllama", "qwen3_5_text"])
+def test_heads_that_cannot_be_told_apart_are_found_out(architecture):
+    model = model_of(architecture)
+    row = dataclasses.replace(model.description.row, attention_out="self_attn.o_proj")
+    if architecture == "qwen3_5_text":
+        row = dataclasses.replace(row, attends=families._attention_layers)
+    attends = tuple(row.has_heads(model.config))
+    described = dataclasses.replace(model.description, row=row, attends=attends)
+    assert found_wrong(Model(model.nn, described)) == ["heads"]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "granite", "cohere"])
+def test_rounded_weights_hide_no_wrong_row(architecture):
+    network, words = zoo.tiny(architecture)
+    model = Model.wrap(network.to(torch.bfloat16), words)
+    assert found_wrong(model) == []
+    for part, changes in mutations(model.description.row, model.config):
+        if part not in ("final norm", "eps"):
+            assert found_wrong(with_row(model, **changes)), part
+
+
+def test_a_model_that_sees_ahead_is_found_out():
+    network, words = zoo.tiny("llama")
+    for layer in network.model.layers:
+        layer.self_attn.is_causal = False
+        layer.self_attn.register_forward_pre_hook(
+            lambda module, args, kwargs: (args, kwargs | {"attention_mask": None}),
+            with_kwargs=True,
+        )
+    assert "causal" in found_wrong(Model.wrap(network, words))
+
+
+def parts(row, config):
+    text = lookup.text_of(config)
+    return {
+        "layers": row.layers,
+        "down_projection": row.down_projection,
+        "final_norm": row.final_norm,
+        "unembedding": row.unembedding,
+        "post_norm": row.post_norm,
+        "width": row.n_neurons(text),
+        "multiplier": row.mlp_factor(text),
+        **row.readout(text),
+    }
+
+
+@pytest.mark.parametrize("architecture", zoo.EVERY)
+def test_what_is_derived_is_what_the_table_says(architecture):
+    config = zoo.config(architecture)
+    network, text = classes.weightless(config), lookup.text_of(config)
+    if architecture in NOT_DERIVED:
+        with pytest.raises(ConfregError, match="it has 2 matrices"):
+            derived.derive(config, text, "tiny", network)
+        return
+    mine = parts(derived.derive(config, text, "tiny", network), config)
+    table = parts(lookup.find(config, "tiny"), config)
+    wrong = DERIVED_WRONG.get(architecture)
+    assert mine.pop("eps") == pytest.approx(table.pop("eps"), rel=0.02)
+    assert {name for name in mine if mine[name] != table[name]} == ({wrong} if wrong else set())
+
+
+def unknown(**changes):
+    """A model of an architecture that is in no table, and its tokenizer."""
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[UNKNOWN](**zoo.CONFIGS["llama"] | changes)
+    network = classes.auto_class(UNKNOWN).from_config(config).eval().requires_grad_(False)
+    zoo.randomise(network, torch.Generator().manual_seed(0))
+    return network, zoo.tokenizer()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    network, words = unknown()
+    folder = tmp_path / UNKNOWN
+    network.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return str(folder)
+
+
+CHOICE = {"sequence_length": 12, "max_tokens": 24, "neurons": "2:0-5", "progress": False}
+
+
+def test_an_unknown_architecture_is_measured_once_it_is_verified(saved, words, tmp_path):
+    assert UNKNOWN not in families.ARCHITECTURES
+    choice = {"model": saved, "text": words, **CHOICE}
+    ds = confreg.run("entropy_neurons", out=tmp_path / "o.zarr", **choice)
+    assert ds.attrs["verified_row"].startswith("derived, verified to ")
+    assert float(ds.attrs["verified_row"].split()[-2]) < 1e-4
+    judge = oracle.Oracle(unknown()[0].float(), kind="llama")
+    ids = torch.from_numpy(ds["token_id"].values).view(2, 12)
+    values = torch.from_numpy(ds["ablation_value"].values)
+    truth = judge.ablate(ids, 2, list(range(6)), values).effects
+    for name in ("loss_total", "loss_direct", "entropy_total"):
+        mine = torch.from_numpy(ds["effects"].sel(effect=name).values).double()
+        assert truth[name].nan_to_num().abs().max() > 0.01
+        torch.testing.assert_close(mine, truth[name], rtol=0, atol=1e-4, equal_nan=True)
+    with pytest.raises(ConfregError, match="no heads that can be ablated: its row is derived"):
+        confreg.plan("bos_ablation", heads="1.2", length=5, **choice)
+
+
+def test_a_tested_architecture_is_not_verified_again(checkpoint, words, tmp_path):
+    choice = {"model": str(checkpoint("llama")), "text": words, **CHOICE}
+    ds = confreg.run("entropy_neurons", out=tmp_path / "o.zarr", **choice)
+    assert not [name for name in ds.attrs if name.startswith("verified")]
+
+
+def test_a_derived_row_that_is_wrong_measures_nothing(words, tmp_path, monkeypatch):
+    table = {k: v for k, v in families.ARCHITECTURES.items() if k != "hyperclovax"}
+    monkeypatch.setattr(lookup, "ARCHITECTURES", table)
+    model = Model.wrap(*zoo.tiny("hyperclovax"))
+    assert model.description.row.origin == "derived"
+    with pytest.raises(ConfregError, match=r"not what its row says: logits by the row.s scale"):
+        confreg.run("entropy_neurons", model=model, text=words, out=tmp_path / "o.zarr", **CHOICE)
+
+
+def test_a_norm_that_is_called_twice_is_refused():
+    config = CONFIG_MAPPING["nanochat"](**zoo.CONFIGS["llama"])
+    with pytest.raises(ConfregError, match="its final norm is called at other places too"):
+        lookup.find(config, "tiny", lambda: classes.weightless(config))
+
+
+def test_the_command_says_what_was_compared_and_keeps_it(saved, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CONFREG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CONFREG_ARCHITECTURES", str(tmp_path / "rows"))
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["verify", saved])
+    said = capsys.readouterr().out
+    assert "row derived" in said
+    for part in ("logits", "neurons", "scale", "causal", "exact", "series", "heads"):
+        assert part in said
+    (record,) = (json.loads(f.read_text()) for f in (tmp_path / "cache/verified").iterdir())
+    assert record["ok"]
+    assert record["architecture"] == UNKNOWN
+    assert record["versions"]["transformers"]
+    main(["models"])
+    listed = capsys.readouterr().out
+    assert all(len(line.rstrip()) <= 80 for line in listed.splitlines())
+    assert "Verified on this machine" in listed
+    assert "Refused" in listed
+
+
+def test_the_command_refuses_what_differs(saved, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CONFREG_CACHE", str(tmp_path / "cache"))
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    (rows / "mine.toml").write_text(f'model_type = "{UNKNOWN}"\nlike = "llama"\nmultiplier = 0.5\n')
+    monkeypatch.setenv("CONFREG_ARCHITECTURES", str(rows))
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", saved])
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert "differs" in out
+    assert "effects by forward and by exact differ" in err
+    (record,) = (json.loads(f.read_text()) for f in (tmp_path / "cache/verified").iterdir())
+    assert not record["ok"]
+    # A run is refused alike, and one with the right row says where that is from.
+    choice = {"model": saved, "text": ["w3 w4 w5 w6 w7 w8 w9"] * 4, **CHOICE}
+    with pytest.raises(ConfregError, match="not what its row says"):
+        confreg.run("entropy_neurons", out=tmp_path / "o.zarr", **choice)
+    (rows / "mine.toml").write_text(f'model_type = "{UNKNOWN}"\nlike = "llama"\n')
+    ds = confreg.run("entropy_neurons", out=tmp_path / "p.zarr", **choice)
+    assert ds.attrs["verified_row"].startswith(f"{rows / 'mine.toml'}, verified to ")
+    assert np.isfinite(ds["te"]).all()
+    assert models.describe(saved).row.origin == str(rows / "mine.toml")
