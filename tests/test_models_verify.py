@@ -28,7 +28,7 @@ DERIVED_WRONG = {
 }
 NOT_DERIVED = {"falcon_h1"}  # two matrices could end its MLP
 SCALED = {"gemma4_text", "gemma4", "gemma4_unified"}  # by a number of the layer's own
-# Of an architecture that is in no table: GPT-BigCode's cousin with other names.
+# An architecture that is in no table, built like Llama but for its attention and residuals.
 UNKNOWN = "doge"
 
 
@@ -217,6 +217,16 @@ def test_a_derived_row_that_is_wrong_measures_nothing(words, tmp_path, monkeypat
     model = Model.wrap(*zoo.tiny("hyperclovax"))
     assert model.description.row.origin == "derived"
     with pytest.raises(ConfregError, match=r"not what its row says: logits by the row.s scale"):
+        confreg.run("entropy_neurons", model=model, text=words, out=tmp_path / "o.zarr", **CHOICE)
+
+
+def test_a_multimodal_model_that_sees_ahead_is_refused(words, tmp_path):
+    config = CONFIG_MAPPING["paligemma"](**zoo._around("gemma"))
+    network = classes.auto_class("paligemma").from_config(config).eval()
+    zoo.randomise(network, torch.Generator().manual_seed(0))
+    model = Model.wrap(network, zoo.tokenizer())
+    assert model.description.row.origin == "derived"
+    with pytest.raises(ConfregError, match="predictions and the same with another last token"):
         confreg.run("entropy_neurons", model=model, text=words, out=tmp_path / "o.zarr", **CHOICE)
 
 

@@ -54,8 +54,8 @@ _RESTATED: dict[str, Callable[[Any, Any], Any]] = {
     "attention.sliding_window": lambda config, row: getattr(config, "sliding_window", None),
     "attn_logit_softcapping": lambda config, row: getattr(config, "attn_logit_softcapping", None),
     "final_logit_softcapping": lambda config, row: getattr(config, "final_logit_softcapping", None),
-    "logit_scale": lambda config, row: row.scale(config),
-    "residual_scale": lambda config, row: row.multiplier(config),
+    "logit_scale": lambda config, row: row.readout(config)["scale"],
+    "residual_scale": lambda config, row: row.mlp_factor(config),
     "rope.freq_base": lambda config, row: _scaling(config, "rope_theta", None),
     "rope.dimension_count": lambda config, row: int(
         _head_width(config) * _scaling(config, "partial_rotary_factor", 1.0)
