@@ -16,7 +16,7 @@ import torch
 FORBIDDEN = -1e9
 
 _GPT, _LLAMA = "transformer.h.{}.attn", "model.layers.{}.self_attn"
-NONE = {"qwen3_5_text", "qwen3_5", "diffllama", "granite_swa"}
+NONE = {"qwen3_5_text", "qwen3_5", "diffllama", "granite_swa", "gpt_oss"}
 """Families whose heads are mixed, or gated by the token itself, before they are put together."""
 ATTENTION = dict.fromkeys((oracle.PATHS | oracle.EXPERTS).keys() - NONE, _LLAMA) | {
     name: down.partition("{}")[0] + "{}.self_attn"
