@@ -86,7 +86,7 @@ def tokens_for(model: Description, length: int = LENGTH) -> torch.Tensor:
         0, model.vocab_real, (1, length), generator=torch.Generator().manual_seed(0)
     )
     if model.tokenizer.bos_token_id is not None:
-        ids[:, 0] = model.tokenizer.bos_token_id
+        ids[:, 0] = int(model.tokenizer.bos_token_id)  # type: ignore[arg-type]
     return ids
 
 

@@ -51,9 +51,9 @@ class Architecture:
     experts : str
         The configuration's attribute that says how many routed experts a layer has, of which the
         module at ``down_projection`` holds the weights; empty where there are none.
-    scale, multiplier : float or callable
-        Numbers, or functions of the configuration: what raw logits, and what the MLP adds to the
-        residual stream (after ``post_norm``), are multiplied by.
+    scale, multiplier : float, str or callable
+        Numbers, the configuration's attributes, or functions of it: what raw logits, and what the
+        MLP adds to the residual stream (after ``post_norm``), are multiplied by.
     softcap : str or None
         The configuration's attribute of the cap on final logits.
     parallel : bool
@@ -88,8 +88,8 @@ class Architecture:
     attends: Callable[[Any], list[bool]] = _all_attend
     no_heads: str = ""
     post_norm: str | None = None
-    scale: float | Callable[[Any], float] = 1.0
-    multiplier: float | Callable[[Any], float] = 1.0
+    scale: float | str | Callable[[Any], float] = 1.0
+    multiplier: float | str | Callable[[Any], float] = 1.0
     softcap: str | None = None
     parallel: bool = False
     also: tuple[str, ...] = ()

@@ -50,9 +50,9 @@ def find(config: Any, name: str, network: Callable[[], Any] | None = None) -> Ar
         raise ConfregError(
             f"{name} is an encoder-decoder ({kind}); confreg measures decoder-only models."
         )
-    if row is None and network is None:
-        raise ConfregError(_unknown(kind, name))
     if row is None:
+        if network is None:
+            raise ConfregError(_unknown(kind, name))
         built = _build(network, kind, name)
         if any(re.search("expert|moe|router", path) for path, _ in built.named_modules()):
             raise ConfregError(

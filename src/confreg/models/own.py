@@ -65,10 +65,10 @@ class Row(BaseModel):
                     f"{origin}: there is no architecture {self.like!r} to be like; `confreg "
                     "models` lists those that there are."
                 )
-            base |= vars(ARCHITECTURES[self.like]) | {"also": ()}
+            base |= vars(ARCHITECTURES[self.like]) | {"also": (), "title": self.model_type}
         if "no_heads" in said:
             base["attention_out"] = None
-        made = base | said | {"origin": origin}
+        made: dict[str, Any] = base | said | {"origin": origin}
         needed = ("layers", "down_projection", "final_norm", "centred", "eps")
         if missing := [name for name in needed if name not in made]:
             raise ConfregError(
