@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -266,26 +267,64 @@ def _type_name(annotation: Any) -> str:
 
 
 def names() -> list[str]:
-    """Names of the recipes that ship with confreg."""
+    """Names of the recipes that ship with confreg, and of those that packages bring."""
+    return sorted({*_shipped(), *installed()})
+
+
+def _shipped() -> list[str]:
     # The folder recipes/ is mapped into the package when it is installed.
     folder = importlib.import_module("confreg.recipes").__path__
-    return sorted(m.name for m in pkgutil.iter_modules(folder))
+    return [m.name for m in pkgutil.iter_modules(folder)]
+
+
+GROUP = "confreg.recipes"
+
+
+def installed() -> dict[str, EntryPoint]:
+    """What installed packages bring, by name: entry points of the group ``confreg.recipes``."""
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def _from_package(entry: EntryPoint) -> Recipe:
+    """A recipe of an installed package, whose code travels to servers as source."""
+    package = entry.dist.name if entry.dist is not None else "?"
+    try:
+        found = entry.load()
+    except Exception as error:
+        raise ConfregError(
+            f"The recipe {entry.name!r} of the package {package} does not load: "
+            f"{type(error).__name__}: {error}. Mend the package, or uninstall it."
+        ) from error
+    if isinstance(found, ModuleType):
+        found = _only_recipe(found, entry.value)
+    if not isinstance(found, Recipe):
+        raise ConfregError(
+            f"The entry point {entry.name!r} of the package {package} gives {found!r}, where a "
+            "function decorated with @confreg.recipe(...) is wanted, or a module that holds one."
+        )
+    import nnsight
+
+    nnsight.register(entry.module.partition(".")[0])
+    return found
 
 
 def find(recipe: str | Path | Recipe) -> Recipe:
-    """A recipe by name, by the path of a Python file, or as it is.
+    """A recipe by name (confreg's or a package's), by the path of a Python file, or as it is.
 
     Raises
     ------
     ConfregError
-        No such recipe, or a file that holds none or several, or that does not import.
+        No such recipe, or a file or a package that holds none or several, or does not import.
     """
     if isinstance(recipe, Recipe):
         return recipe
     text = str(recipe)
     if text.endswith(".py") or "/" in text:
         return _from_file(Path(text).expanduser())
-    if text not in names():
+    # What ships comes first: a package cannot change what a name means.
+    if text not in _shipped() and text in (brought := installed()):
+        return _from_package(brought[text])
+    if text not in _shipped():
         raise ConfregError(
             f"There is no recipe {text!r}. There are: {', '.join(names())}; "
             "or give the path of a recipe file (my_recipe.py)."

@@ -193,7 +193,12 @@ def print_recipes() -> None:
 
     console = _console()
     for name in names():
-        found = find(name)
+        try:
+            found = find(name)
+        except ConfregError as error:  # of a package: the others are well
+            console.print(f"[bold]{name}[/bold]  ", end="")
+            console.print(str(error), markup=False)
+            continue
         console.print(f"[bold]{name}[/bold]  {found.summary}")
         for parameter in found.parameters.values():
             console.print(f"    -p {parameter.describe()}", markup=False)

@@ -121,7 +121,7 @@ def _installed() -> Iterator[Architecture]:
                 f"The entry point {entry.name!r} of the package {package} does not load: "
                 f"{type(error).__name__}: {error}. Mend the package, or uninstall it."
             ) from error
-        for row in [found] if isinstance(found, Architecture) else found:
+        for row in found if isinstance(found, list | tuple) else [found]:
             if not isinstance(row, Architecture):
                 raise ConfregError(
                     f"The entry point {entry.name!r} of the package {package} gives {row!r}, where "

@@ -16,7 +16,7 @@ TESTED = {"nnsight": ("0.8.0", "0.8.1"), "transformers": ("5.22.2",), "torch": (
 
 def check(profile: str | None, overrides: Mapping[str, Any], model: str) -> list[Check]:
     """Look at this machine, and at what a profile needs for a model."""
-    found = [*_versions(), _memory(), _disk()]
+    found = [*_versions(), _memory(), _disk(), *_own()]
     if profile is None:
         known = ", ".join(profiles.names())
         return [*found, Check("profiles", True, f"{known}; look at one with --profile")]
@@ -29,6 +29,24 @@ def check(profile: str | None, overrides: Mapping[str, Any], model: str) -> list
         return found + _profile(loaded, model)
     except ConfregError as error:
         return [*found, Check(model, False, str(error))]
+
+
+def _own() -> list[Check]:
+    """What is the user's own: where profiles and architectures lie, and what packages bring."""
+    from confreg.models import own
+    from confreg.recipe import installed
+
+    found = [Check("own profiles", True, str(profiles.folders()[0]))]
+    try:
+        rows = own.rows()
+    except ConfregError as error:
+        found.append(Check("own architectures", False, str(error)))
+    else:
+        said = f": {', '.join(rows)}" if rows else ""
+        found.append(Check("own architectures", True, f"{own.folder()}{said}"))
+    if brought := sorted(installed()):
+        found.append(Check("recipes of packages", True, ", ".join(brought)))
+    return found
 
 
 def _profile(profile: LocalProfile | NdifProfile, model: str) -> list[Check]:
