@@ -2,7 +2,8 @@
 
 The second time a text is read its tokens can be predicted from the first time: loss and entropy
 fall. Chosen neurons are followed through both occurrences, aligned token by token, and ablated to
-their mean over the first occurrence, each alone and all together:
+their mean over the first occurrence (or over all tokens, or over the text as it is), each alone and
+all together:
 
     plain      δ = mean − a
     clipped    δ = min(mean − a, 0) for a neuron that the repeat moves up, else max(mean − a, 0)
@@ -33,7 +34,7 @@ def induction(
     study,
     *,
     layer: int = -1,
-    mean_over: Literal["first", "all"] = "first",
+    mean_over: Literal["first", "all", "text"] = "first",
     random_sets: int = 20,
     repeats: Literal["text", "random", "ngrams"] = "text",
     length: int = 100,
@@ -45,6 +46,8 @@ def induction(
 ):
     """Ablate chosen neurons, each alone and jointly, plainly and clipped, where a text comes again.
 
+    ``mean_over``: the first occurrences' tokens, all of the sequences', or those of the text as it
+    is, that many of it.
     ``length`` tokens are repeated after ``separator``, or n-grams of ``ngram`` tokens come again
     after ``gap`` others or more, of which none has what is ``banned``: repeated (a token twice),
     special (tokens), wordless (tokens without a letter or digit), newline, piece (of a character),

@@ -183,6 +183,25 @@ def test_the_mean_may_be_over_all_tokens(checkpoint, words, tmp_path):
     np.testing.assert_allclose(ds["mean_first"], means, atol=1e-5)
 
 
+def test_the_mean_may_be_over_the_text_as_it_is(checkpoint, words, tmp_path):
+    ds = run(checkpoint, words, tmp_path / "o.zarr", mean_over="text", max_tokens=96)
+    declared.validate(ds)
+    plain = confreg.run(
+        "entropy_neurons", model=str(checkpoint("llama")), text=words, sequence_length=24,
+        max_tokens=96, neurons="2:0-47", mean_over="kept", engine="exact", progress=False,
+        out=tmp_path / "p.zarr",
+    ).load()  # fmt: skip
+    judge = oracle.Oracle(zoo.tiny("llama")[0])
+    active = torch.cat([judge.activations(ids, 2).flatten(0, -2) for ids in texts(plain)])
+    mean = active[torch.from_numpy(plain["keep"].values)].mean(0)[ds["index"].values]
+    np.testing.assert_allclose(ds["ablation_value"], mean, atol=1e-5)
+    assert np.abs(ds["ablation_value"] - ds["mean_first"]).max() > 1e-2
+    assert "sample" not in ds.dims
+    assert ds.attrs["mean_over"] == "text"
+    assert ds.attrs["mean_over_tokens"] == int(plain["keep"].sum())
+    assert ds.attrs["corpus"].endswith("6 tokens, repeated")
+
+
 @pytest.mark.parametrize("kind", ["random", "ngrams"])
 def test_other_repeats(checkpoint, words, tmp_path, kind):
     rng = np.random.default_rng(0)

@@ -117,6 +117,20 @@ class Study:
             )
         )
 
+    def sample(self) -> Text:
+        """The run's text as it is, as the axis ``sample``: for means over ordinary text.
+
+        It is cut as `tokens` cuts it, and has no labels of its own.
+        """
+        from confreg import tokens
+        from confreg.tokens.axis import text_axis
+
+        o, about = self.options, self.model.about
+        table = tokens.cut(
+            self.corpus, about.tokenizer, o.sequence_length, o.max_tokens, o.per_document
+        )
+        return text_axis(table, "sample")
+
     def repeats(
         self,
         repeats: str = "text",

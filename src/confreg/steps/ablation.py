@@ -170,7 +170,7 @@ class _Ablation:
 
     def _is_shared(self) -> bool:
         """Whether values over tokens are found in the one pass that sees all of them."""
-        if self.to is None or not self.to.ablation.over_tokens:
+        if self.to is None or not self.to.ablation.over_tokens or self.to.over is None:
             return False
         if getattr(self._specimen(), "rank", 1) != 1:
             return False
@@ -383,7 +383,7 @@ class _Ablation:
     ) -> Any:
         import torch
 
-        if self.shared and self.to is not None:
+        if self.shared and self.to is not None and self.to.over is not None:
             index = _indices(axis, start, stop)
             over = torch.from_numpy(self.to.over[spans["token"]].copy())
             kind = self.to.ablation

@@ -81,8 +81,9 @@ class Value:
     Attributes
     ----------
     ablation : Ablation
-    over : ndarray (T,) bool
-        The tokens that a mean or a percentile is over.
+    over : ndarray (T,) bool, or None
+        The tokens that a mean or a percentile is over; None where they are not among those at which
+        effects are measured.
     items : list of Step or Derivation
         What finds ``ablation_value (neuron)``; needed unless the value is found in the pass that
         measures its effects.
@@ -91,7 +92,7 @@ class Value:
     """
 
     ablation: Ablation
-    over: np.ndarray
+    over: np.ndarray | None
     items: list[Item] = field(default_factory=list)
     attributes: Mapping[str, str | int] = field(default_factory=dict)
 
@@ -114,8 +115,9 @@ def ablation_value(
     neurons, tokens : Axis
     ablation : float or str
         See `GRAMMAR`.
-    over : {"all", "kept", "first"}
-        Which tokens a mean or a percentile is over.
+    over : {"all", "kept", "first", "text"}
+        Which tokens a mean or a percentile is over; ``"text"``: the kept ones of the run's text as
+        it is, however ``tokens`` were made of it.
     spread : bool
         Find also ``activation_deviation (neuron)``, σ over the same tokens, token by token.
     occurrences : bool
@@ -127,21 +129,32 @@ def ablation_value(
     ConfregError
         ``ablation`` is not understood.
     """
-    found, mask = read(ablation), tokens.over(over)
+    found, elsewhere = read(ablation), over == "text"
+    where = study.sample() if elsewhere else tokens
+    mask = where.keep if elsewhere else tokens.over(over)
     said = {"ablation": str(ablation), "mean_over": over, "mean_over_tokens": int(mask.sum())}
     items: list[Item]
     if found.kind == "percentile":
-        items = _percentile(neurons, tokens, found.value, mask)
+        items = _percentile(neurons, where, found.value, mask)
     elif found.kind == "constant" and not (spread or occurrences):
         items = [_constant(neurons, found.value)]
     else:
-        masks = {"activation": mask}
-        if occurrences:
-            marks = tokens.table.marks
-            for number, name in enumerate(("first", "second")):
-                masks[name] = marks["compared"] & (marks["occurrence"] == number)
-        items = _moments(study, neurons, tokens, masks, spread, found)
-    return Value(found, mask, items, said)
+        masks, others = {"activation": mask}, _occurrences(tokens) if occurrences else {}
+        if elsewhere and others:
+            items = _moments(study, neurons, tokens, others, False, found)
+        else:
+            items, masks = [], masks | others
+        items = [*items, *_moments(study, neurons, where, masks, spread, found)]
+    return Value(found, None if elsewhere else mask, items, said)
+
+
+def _occurrences(tokens: Text) -> dict[str, np.ndarray]:
+    """The compared tokens of both occurrences of a text that comes again, (T,) bool each."""
+    marks = tokens.table.marks
+    return {
+        name: marks["compared"] & (marks["occurrence"] == number)
+        for number, name in enumerate(("first", "second"))
+    }
 
 
 def _constant(neurons: NeuronAxis, value: float) -> Derivation:
@@ -167,13 +180,13 @@ def _moments(
     def unit(spans: Spans, stored: Mapping[str, np.ndarray]) -> Any:
         return activation_unit(neurons, tokens, spans, masks)
 
-    added: Any = {"dtype": "float64", "added_over": ("token",), "kept": False}
+    added: Any = {"dtype": "float64", "added_over": (tokens.name,), "kept": False}
     sums = [
         Variable(f"{name}_sum{power}", ("neuron",), "sum of the activation's powers", **added)
         for name in masks
         for power in ("", "_of_squares")
     ]
-    whole: Any = {"dtype": "int64", "added_over": ("token",), "kept": False}
+    whole: Any = {"dtype": "int64", "added_over": (tokens.name,), "kept": False}
     counts = [
         Variable(f"{name}_count", ("neuron",), "tokens at which there is an activation", **whole)
         for name in masks
@@ -182,7 +195,7 @@ def _moments(
         activation_sums, over=(neurons, tokens), gives=(*sums, *counts), unit=unit,
         name="ablation values",
     )  # fmt: skip
-    gives = [VALUE]
+    gives = [VALUE] if "activation" in masks else []
     if spread:
         text = "standard deviation of the activation over the tokens of mean_over"
         gives.append(Variable("activation_deviation", ("neuron",), text))
@@ -196,7 +209,9 @@ def _moments(
         with np.errstate(invalid="ignore"):  # a neuron that is nowhere has no mean
             means = {name: ds[f"{name}_sum"].values / ds[f"{name}_count"].values for name in masks}
         found: dict[str, Any] = {f"mean_{name}": mean for name, mean in means.items()}
-        mean = found.pop("mean_activation")
+        mean = found.pop("mean_activation", None)
+        if mean is None:
+            return found
         constant = np.full(len(mean), ablation.value)
         found["ablation_value"] = mean if ablation.kind == "mean" else constant
         if spread:

@@ -67,6 +67,8 @@ class Run:
         self.axes: dict[str, Axis] = {}
         self.stored = Stored(store)
         self.changed = False
+        shown = [v for item in plan.items for v in item.gives if v.shown]
+        self.dims = {dim for variable in shown for dim in variable.dims}
 
     def execute(self) -> None:
         """Do what the store still lacks, and finish it.
@@ -102,6 +104,8 @@ class Run:
         for axis in axes:
             if axis.name not in self.axes:
                 known = self.axes[axis.name] = resolve(axis, self.stored)
+                if axis.name not in self.dims:
+                    continue  # no variable of the dataset has it
                 if names := self.store.lacks(known):
                     self._begin()
                     self.store.label(known, names)
@@ -226,7 +230,8 @@ class Run:
 
     def _order(self) -> str:
         """Names of coordinates and variables, as the plan brings them."""
-        labels = [name for axis in self.axes.values() for name in axis.labels]
+        axes = [axis for axis in self.axes.values() if axis.name in self.dims]
+        labels = [name for axis in axes for name in axis.labels]
         kept = [v.name for item in self.plan.items for v in item.gives if v.shown]
         return " ".join([*labels, *kept])
 

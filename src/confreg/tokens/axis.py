@@ -86,8 +86,8 @@ class Text(Axis):
         return max(map(len, self.table.sequences))
 
 
-def text_axis(table: TokenTable) -> Text:
-    """The axis of a table."""
+def text_axis(table: TokenTable, name: str = "token") -> Text:
+    """The axis of a table; of another ``name``, without the tokens' labels."""
     labels = {
         "token": Label(np.arange(len(table)), "token, counted over all sequences"),
         "sequence": Label(table.sequence.astype(np.int32), "sequence that the token is in"),
@@ -99,12 +99,14 @@ def text_axis(table: TokenTable) -> Text:
         ),
         "keep": Label(table.keep, "whether reductions over tokens include the token"),
     }
-    for name, values in table.marks.items():
+    for mark, values in table.marks.items():
         narrow = values.astype(np.int32) if values.dtype.kind == "i" else values
-        labels[name] = Label(narrow, _MARKS[name])
+        labels[mark] = Label(narrow, _MARKS[mark])
+    if name != "token":
+        labels = {name: labels["token"]}
     sequences, kept = len(table.sequences), int(table.keep.sum())
     return Text(
-        "token",
+        name,
         labels,
         entries=lambda start, stop: token_block(table, start, stop),
         whole=table.sequence,
