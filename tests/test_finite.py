@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 import zoo
 
 import confreg
 from confreg import effects as fx
 from confreg.effects.tally import Tally
 from confreg.models import Model
+from confreg.steps.effects import errors
 
 
 def half(scale: float) -> Model:
@@ -79,3 +81,28 @@ def test_means_are_over_what_was_summed(words, tmp_path):
     np.testing.assert_allclose(
         ds["effect_mean"].sel(effect="largest_total"), np.nanmean(kept, axis=1), rtol=1e-5
     )
+
+
+def test_errors_are_by_unit():
+    """A near tie of ranks is no error of a nat."""
+    twice = fx.Measure("twice", "1", "twice the loss", of=lambda logits, targets: (
+        -2 * logits.log_softmax(-1).gather(-1, targets.clamp_min(0)[:, None])[:, 0]
+    ))  # fmt: skip
+    effects = (fx.loss.total, fx.rank.total, twice.total)
+    derivation = errors(effects, 1e-5)
+    ds = xr.Dataset(
+        {
+            "pairs": 100.0,
+            "recomputed": 0.0,
+            "sampled": 10.0,
+            "error_sum": ("effect", [1e-6, 2.0, 5.0]),
+            "error_largest": ("effect", [2e-7, 1.0, 3.0]),
+        }
+    )
+    found = derivation.compute(ds)
+    assert found["error_max"] == 2e-7
+    assert found["error_mean"] == 1e-7
+    assert found["error_warning"] == ""
+    assert found["effect_error"].tolist() == [2e-7, 1.0, 3.0]
+    ds["error_largest"][0] = 1e-3
+    assert "1.0e-03 nats" in derivation.compute(ds)["error_warning"]

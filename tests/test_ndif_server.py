@@ -196,7 +196,7 @@ def local(lab, tmp_path_factory):
 
 
 # How the closed forms fared depends on how units are cut.
-OF_UNITS = {"recomputed_share", "error_sampled_pairs", "error_max", "error_mean"}
+OF_UNITS = {"recomputed_share", "error_sampled_pairs", "error_max", "error_mean", "effect_error"}
 
 
 def assert_equal(remote: xr.Dataset, local: xr.Dataset, atol: float = 1e-5) -> None:

@@ -24,16 +24,17 @@ def _option(
     shared: bool = False,
     flag: bool = True,
     word: Mapping[str, Any] | None = None,
+    joins: str = "",
 ) -> Any:
     """An option.
 
     ``least`` and ``above`` bound numbers; ``shared``: part of what a run must share with a store to
     go on with it; ``flag``: whether the command line has it as ``--name``; ``word``: words that
-    stand for values.
+    stand for values; ``joins``: what a list of texts is put together by, where one text is wanted.
     """
     meta = {
         "help": help, "metavar": metavar, "least": least, "above": above, "shared": shared,
-        "flag": flag, "word": word or {},
+        "flag": flag, "word": word or {}, "joins": joins,
     }  # fmt: skip
     return field(default=default, metadata=meta)
 
@@ -61,7 +62,9 @@ class Options:
         "series and exact: algebra of the last layer; forward: a real intervention for every edit",
         shared=True,
     )
-    neurons: str = _option("all", "which neurons, see below", metavar="SPEC", shared=True)
+    neurons: str = _option(
+        "all", "which neurons, see below", metavar="SPEC", shared=True, joins=","
+    )
     effects: list[str] | None = _option(
         None, "which effects of the recipe, or all (default: its usual ones)", metavar="E"
     )
@@ -160,8 +163,13 @@ def _read(option: Field[Any], kind: Any, value: Any) -> Any:
         value = meta(option, "word")[value]
     if name == "effects" and isinstance(value, str):
         value = [value]
+    joins = meta(option, "joins")
+    if joins and hasattr(value, "__array__"):  # of numpy, xarray or pandas
+        value = value.__array__().tolist()
     if isinstance(value, tuple):
         value = list(value)
+    if joins and isinstance(value, list) and value and all(isinstance(v, str) for v in value):
+        value = joins.join(value)
     try:
         found = TypeAdapter(kind, config={"arbitrary_types_allowed": True}).validate_python(value)
     except ValidationError:

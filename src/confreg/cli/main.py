@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import io
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="replace")
     # nnsight reads sys.argv for a -v of its own.
     sys.argv = sys.argv[:1]
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(_joined(arguments))
     options.command_line = shlex.join(["confreg", *arguments])
     try:
         options.function(options)
@@ -67,6 +68,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         # The reader (head, less) has gone: not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """Put flags and values that begin with a minus together: ``--neurons=-1:0-3``.
+
+    argparse would take such a value for a flag.
+    """
+    found: list[str] = []
+    for argument in arguments:
+        flag = found[-1] if found else ""
+        if re.match(r"-\d", argument) and re.fullmatch(r"--[a-z][a-z-]*", flag):
+            found[-1] = f"{flag}={argument}"
+        else:
+            found.append(argument)
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:

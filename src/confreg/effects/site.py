@@ -102,9 +102,9 @@ class Site:
             there are counts, and whatever else effects are on; ``ablation_value`` (n,) float32
             where edits found their own values; of experts' neurons ``routed_tokens`` (n,) int64,
             at how many kept tokens they are there; ``pairs``, ``recomputed``, ``sampled``,
-            ``error_sum``, ``error_largest``, float64 scalars: pairs of an edit and a token, how
-            many of them the series left to the exact sums, how many were recomputed in float64, and
-            the sum and the largest of those pairs' errors (each the largest over its effects).
+            float64 scalars: pairs of an edit and a token, how many of them the series left to the
+            exact sums, and how many were recomputed in float64; ``error_sum``, ``error_largest``
+            (E,) float64, the sum and the largest of those pairs' errors.
 
             If ``unit.watched``: ``activation`` (m, T) float32 (unless ``unit.changes`` is
             ``"sums"``). If ``unit.changes``: ``activation_change_sum`` and

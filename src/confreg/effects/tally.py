@@ -23,8 +23,8 @@ class Tally:
         self.pairs = 0
         self.recomputed = 0
         self.sampled = 0
-        self.error_sum = 0.0
-        self.error_largest = 0.0
+        self.error_sum = torch.zeros(count, dtype=torch.float64)
+        self.error_largest = torch.zeros(count, dtype=torch.float64)
 
     def add(self, edits, tokens, effects):
         """Take the effects (n', T', E) of a slice of the edits and of some tokens.
@@ -44,10 +44,10 @@ class Tally:
 
     def check(self, found, truth):
         """Compare effects (m, E) of some pairs with their recomputation in float64."""
-        error = (found.double() - truth).abs().nan_to_num(nan=0.0).amax(-1)
+        error = (found.double() - truth).abs().nan_to_num(nan=0.0).cpu()
         self.sampled += len(error)
-        self.error_sum += float(error.sum())
-        self.error_largest = max(self.error_largest, float(error.max()))
+        self.error_sum += error.sum(0)
+        self.error_largest = torch.maximum(self.error_largest, error.amax(0))
 
     def result(self):
         """The gathered tensors, under the names that `Site.measure` documents."""
@@ -55,6 +55,7 @@ class Tally:
         out["effect_undefined"] = self.undefined
         if self.cube is not None:
             out["effects"] = self.cube
-        for name in ("pairs", "recomputed", "sampled", "error_sum", "error_largest"):
+        for name in ("pairs", "recomputed", "sampled"):
             out[name] = torch.tensor(float(getattr(self, name)), dtype=torch.float64)
+        out["error_sum"], out["error_largest"] = self.error_sum, self.error_largest
         return out

@@ -310,7 +310,8 @@ def _engine(ds: xr.Dataset) -> str:
         phrase += f" ({percent(ds.attrs['recomputed_share'])} of all pairs exactly)"
     if "tolerance" in ds.attrs:
         phrase += f", tolerance {number(ds.attrs['tolerance'], 1)} nats"
-    if "error_max" in ds.attrs and ds.attrs.get("error_sampled_pairs", 1):
+    measured = np.isfinite(float(ds.attrs.get("error_max", np.nan)))
+    if measured and ds.attrs.get("error_sampled_pairs", 1):
         phrase += f"; largest error measured {number(ds.attrs['error_max'], 2)} nats"
         if "error_sampled_pairs" in ds.attrs:
             phrase += (

@@ -209,9 +209,11 @@ class _Ablation:
         text = "kept tokens at which the effect is no finite number, and left out"
         counted: Any = {"dtype": "int64", "kept": False, "added_over": added}
         found.append(Variable("effect_undefined", (subject, "effect"), text, **counted))
-        for name in ("pairs", "recomputed", "sampled", "error_sum"):
+        for name in ("pairs", "recomputed", "sampled"):
             found.append(Variable(name, (), name, added_over=both, **hidden))
-        found.append(Variable("error_largest", (), "error", largest_over=both, **hidden))
+        of_effects = ("effect",)
+        found.append(Variable("error_sum", of_effects, "error", added_over=both, **hidden))
+        found.append(Variable("error_largest", of_effects, "error", largest_over=both, **hidden))
         if self.routed:
             text = "kept tokens that are routed to the neuron's expert"
             counted = {"dtype": "int64", "added_over": added}
@@ -409,7 +411,7 @@ class _Ablation:
         if self.changes and self.watched is not None:
             found.append(change_means(subject, self.watched.name, kept))
         if any(engine in CLOSED_FORMS for engine in self.engines.values()):
-            found.append(errors(self.study.options.tolerance))
+            found.append(errors(self.effects, self.study.options.tolerance))
         return found
 
 

@@ -114,25 +114,31 @@ def change_means(subject: str, neuron: str, kept: int) -> Derivation:
     )
 
 
-def errors(tolerance: float) -> Derivation:
-    """How far the closed forms were off, by the pairs that were recomputed in float64."""
+def errors(effects: Sequence[Effect], tolerance: float) -> Derivation:
+    """How far the closed forms were off, by the pairs that were recomputed in float64.
+
+    ``error_max`` and ``error_mean`` are over the effects in nats, as the tolerance is;
+    ``effect_error`` is of each effect by itself, in its units.
+    """
+    nats = [column for column, effect in enumerate(effects) if effect.units == "nats"]
 
     def errors_measured(ds: xr.Dataset) -> dict[str, Any]:
-        got = {
-            name: float(ds[name])
-            for name in ("pairs", "recomputed", "sampled", "error_sum", "error_largest")
-        }
-        largest, warning = got["error_largest"], ""
+        pairs, recomputed, sampled = (float(ds[n]) for n in ("pairs", "recomputed", "sampled"))
+        each = ds["error_largest"].values
+        largest = float(each[nats].max()) if nats else float("nan")
+        mean = float(ds["error_sum"].values[nats].max()) if nats else float("nan")
+        warning = ""
         if largest > 10 * tolerance:
             warning = (
                 f"The largest error measured, {largest:.1e} nats, is more than ten times "
                 f"the tolerance, {tolerance:.1e}."
             )
         return {
-            "recomputed_share": got["recomputed"] / max(got["pairs"], 1),
-            "error_sampled_pairs": got["sampled"],
-            "error_max": largest,
-            "error_mean": got["error_sum"] / max(got["sampled"], 1),
+            "recomputed_share": recomputed / max(pairs, 1),
+            "error_sampled_pairs": sampled,
+            "effect_error": each if sampled else np.full_like(each, np.nan),
+            "error_max": largest if sampled else float("nan"),
+            "error_mean": mean / sampled if sampled else float("nan"),
             "error_warning": warning,
         }
 
@@ -150,8 +156,21 @@ def errors(tolerance: float) -> Derivation:
             Variable(
                 "error_sampled_pairs", (), "pairs that were recomputed in float64", "1", "float64"
             ),
-            Variable("error_max", (), f"largest error {sampled}", "nats", "float64"),
-            Variable("error_mean", (), f"mean error {sampled}", "nats", "float64"),
+            Variable(
+                "effect_error",
+                ("effect",),
+                f"largest error {sampled}; of ranks and likeliest tokens 1 and more at near ties",
+                "see effect_units",
+                "float64",
+            ),
+            Variable("error_max", (), f"largest error {sampled}, in nats", "nats", "float64"),
+            Variable(
+                "error_mean",
+                (),
+                f"mean error {sampled}, of the effect in nats that has the largest",
+                "nats",
+                "float64",
+            ),
             Variable("error_warning", (), "what to know of the error", "", "str"),
         ),
     )

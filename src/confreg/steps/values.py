@@ -204,10 +204,10 @@ def _moments(
             text = f"mean activation over the compared tokens of the {name} occurrence"
             gives.append(Variable(f"mean_{name}", ("neuron",), text))
 
+    routed = study.model.about.n_experts > 1
+
     def ablation_values(ds: xr.Dataset) -> dict[str, Any]:
-        _check_counts(ds, neurons, masks, study.model.about.n_experts > 1)
-        with np.errstate(invalid="ignore"):  # a neuron that is nowhere has no mean
-            means = {name: ds[f"{name}_sum"].values / ds[f"{name}_count"].values for name in masks}
+        means = {name: _mean(ds, name, mask, routed) for name, mask in masks.items()}
         found: dict[str, Any] = {f"mean_{name}": mean for name, mean in means.items()}
         mean = found.pop("mean_activation", None)
         if mean is None:
@@ -223,25 +223,14 @@ def _moments(
     return [step, Derivation(ablation_values, tuple(gives))]
 
 
-def _check_counts(
-    ds: xr.Dataset, neurons: NeuronAxis, masks: Mapping[str, np.ndarray], routed: bool
-) -> None:
-    """Refuse activations that are no numbers, but those of experts that a token is not routed to.
+def _mean(ds: xr.Dataset, name: str, mask: np.ndarray, routed: bool) -> np.ndarray:
+    """Means over the tokens of a mask, (n,): NaN where a number is missing.
 
-    Raises
-    ------
-    ConfregError
-        It names the first such neuron.
+    Of experts' neurons, over those that are routed there: NaN where none is.
     """
-    for name, mask in () if routed else masks.items():
-        lost = int(mask.sum()) - ds[f"{name}_count"].values
-        if lost.any():
-            first = int(np.argmax(lost > 0))
-            raise ConfregError(
-                f"The activation of neuron {neurons.neurons.names[first]} is no number at "
-                f"{lost[first]} of {mask.sum()} tokens: a number overflows. Run the model in "
-                "another dtype, --dtype float32 or bfloat16, or look at the checkpoint."
-            )
+    total, count = ds[f"{name}_sum"].values, ds[f"{name}_count"].values
+    enough = count > 0 if routed else count == mask.sum()
+    return np.where(enough, total / np.maximum(count, 1), np.nan)
 
 
 def _percentile(

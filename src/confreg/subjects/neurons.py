@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -128,7 +128,12 @@ def replacing(neurons: Neurons, start: int, stop: int) -> Replace:
 
 
 def choose(
-    spec: str, layer: int, n_layers: int, n_neurons: int, seed: int, n_experts: int = 1
+    spec: str,
+    layer: int,
+    n_layers: int,
+    n_neurons: int,
+    seed: int | Sequence[int],
+    n_experts: int = 1,
 ) -> Neurons:
     """Read a specification.
 
@@ -140,8 +145,8 @@ def choose(
         The layer that ``all`` and ``random:N`` mean; negative counts from the end.
     n_layers, n_neurons : int
         Of the model: its layers, and neurons per layer.
-    seed : int
-        Of ``random:N``.
+    seed : int or sequence of int
+        Of ``random:N``, which draws none that is named or drawn otherwise.
     n_experts : int
         Routed experts that a layer's neurons belong to; 1 where there are none.
 
@@ -151,9 +156,15 @@ def choose(
         Grammar, or a neuron that the model does not have.
     """
     default = whole_layer(layer, n_layers)
+    parts = [part for part in (p.strip() for p in spec.split(",")) if part]
+    drawn = [part for part in parts if part.startswith("random:")]
     found: set[tuple[int, int]] = set()
-    for part in filter(None, (p.strip() for p in spec.split(","))):
-        found.update(_part(part, default, n_layers, n_neurons, seed, n_experts))
+    for part in parts:
+        if part not in drawn:
+            found.update(_part(part, default, n_layers, n_neurons, n_experts))
+    rng = np.random.default_rng(seed)
+    for part in drawn:
+        found.update(_drawn(part, default, n_neurons, rng, found))
     if not found:
         raise ConfregError(f"--neurons {spec!r} names no neuron. Write {_grammar(n_experts)}.")
     pairs = np.array(sorted(found), dtype=np.int64)
@@ -183,17 +194,33 @@ def _of_experts(
     return [(layer, expert * each + i) for i in range(first, last + 1)]
 
 
+def _drawn(
+    part: str, layer: int, n_neurons: int, rng: np.random.Generator, taken: set[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """So many neurons of a layer, none of which is taken."""
+    match = re.fullmatch(r"random:(\d+)", part)
+    if not match:
+        raise ConfregError(f"--neurons: {part!r} is not understood. Write {GRAMMAR}.")
+    wanted = int(match[1])
+    left = n_neurons - sum(at == layer for at, _ in taken)
+    if not 0 < wanted <= left:
+        others = "" if left == n_neurons else f", of which {left} are not named otherwise"
+        raise ConfregError(
+            f"--neurons {part}: a layer of this model has {n_neurons} neurons{others}."
+        )
+    found: list[tuple[int, int]] = []
+    while len(found) < wanted:
+        for index in rng.choice(n_neurons, wanted, replace=False).tolist():
+            if len(found) < wanted and (layer, index) not in taken and (layer, index) not in found:
+                found.append((layer, index))
+    return found
+
+
 def _part(
-    part: str, default: int, n_layers: int, n_neurons: int, seed: int, n_experts: int
+    part: str, default: int, n_layers: int, n_neurons: int, n_experts: int
 ) -> list[tuple[int, int]]:
     if part == "all":
         return [(default, i) for i in range(n_neurons)]
-    if match := re.fullmatch(r"random:(\d+)", part):
-        wanted = int(match[1])
-        if not 0 < wanted <= n_neurons:
-            raise ConfregError(f"--neurons {part}: a layer of this model has {n_neurons} neurons.")
-        drawn = np.random.default_rng(seed).choice(n_neurons, wanted, replace=False)
-        return [(default, int(i)) for i in drawn]
     if n_experts > 1:
         return _of_experts(part, default, n_layers, n_neurons // n_experts, n_experts)
     if match := re.fullmatch(r"(-?\d+)\.(\d+)", part):

@@ -275,8 +275,15 @@ def _chosen(spec: str, layer: int, model: Description, seed: int) -> list[Neuron
             f"{model.n_layers - 1}.5,{model.n_layers - 1}.7 (';' separates sets)."
         )
     chosen = [
-        choose(part, layer, model.n_layers, model.n_neurons, seed, model.n_experts)
-        for part in spec.split(";")
+        choose(
+            part,
+            layer,
+            model.n_layers,
+            model.n_neurons,
+            [seed, number] if number else seed,  # random neurons of another set are others
+            model.n_experts,
+        )
+        for number, part in enumerate(spec.split(";"))
     ]
     layers = sorted({layer for part in chosen for layer in part.layers})
     if len(layers) > 1:
