@@ -338,9 +338,7 @@ def test_heads_by_name(lab, local, tmp_path, sandbox):
     ds = lab.run("lab/tiny-llama", out, overrides={"sandbox": sandbox}, **options)
     assert np.abs(ds["activation_change"]).max() > 0.01
     # There are no attention patterns to score heads by.
-    assert_equal(
-        ds, local("lab/tiny-llama", **options).drop_dims(["model_layer", "head", "scored"])
-    )
+    assert_equal(ds, local("lab/tiny-llama", **options).drop_dims(["model_layer", "head"]))
 
 
 def test_several_jobs_in_flight_and_a_websocket(lab, local, tmp_path):

@@ -82,6 +82,8 @@ class Axis:
         Entries of one value are not cut apart (sequences). Equal values lie side by side.
     says : str
         How many, and of what, in words for a plan; by default the number.
+    kept : bool
+        Whether the dataset has its labels though no variable of the dataset has the axis.
 
     Raises
     ------
@@ -95,6 +97,7 @@ class Axis:
     together: np.ndarray | None = None
     whole: np.ndarray | None = None
     says: str = ""
+    kept: bool = True
 
     is_known = True
 

@@ -165,7 +165,9 @@ def _read(option: Field[Any], kind: Any, value: Any) -> Any:
         value = [value]
     joins = meta(option, "joins")
     if joins and hasattr(value, "__array__"):  # of numpy, xarray or pandas
-        value = value.__array__().tolist()
+        import numpy as np
+
+        value = np.asarray(value).tolist()
     if isinstance(value, tuple):
         value = list(value)
     if joins and isinstance(value, list) and value and all(isinstance(v, str) for v in value):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import nnsight
 import numpy as np
 
-from confreg.axes import Axis, Spans, Variable
+from confreg.axes import Axis, Label, Spans, Variable
 from confreg.errors import ConfregError
 from confreg.sweep.budget import Budget
 from confreg.sweep.step import Derivation, Item, Step
@@ -68,10 +68,10 @@ def prefix_scores(
     positions.alike(np.array([scored]), model)
     first = int(table.position[table.marks["occurrence"] == 1].min())
     rows = np.stack(table.sequences)
-    scored_axis = Axis.of(
-        "scored", np.arange(sequences), "sequence on which heads are scored",
-        entries=lambda start, stop: rows[start:stop],
-    )  # fmt: skip
+    label = Label(np.arange(sequences), "sequence on which heads are scored")
+    scored_axis = Axis(
+        "scored", {"scored": label}, lambda start, stop: rows[start:stop], kept=False
+    )
     layers = Axis.of(
         "model_layer", np.arange(model.n_layers, dtype=np.int32), "layer of the model, from 0"
     )

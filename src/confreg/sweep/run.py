@@ -104,11 +104,14 @@ class Run:
         for axis in axes:
             if axis.name not in self.axes:
                 known = self.axes[axis.name] = resolve(axis, self.stored)
-                if axis.name not in self.dims:
-                    continue  # no variable of the dataset has it
+                if not self._has_labels(known):
+                    continue
                 if names := self.store.lacks(known):
                     self._begin()
                     self.store.label(known, names)
+
+    def _has_labels(self, axis: Axis) -> bool:
+        return axis.kept or axis.name in self.dims
 
     def _begin(self) -> None:
         """Something is missing: the store is being written from here on."""
@@ -230,7 +233,7 @@ class Run:
 
     def _order(self) -> str:
         """Names of coordinates and variables, as the plan brings them."""
-        axes = [axis for axis in self.axes.values() if axis.name in self.dims]
+        axes = filter(self._has_labels, self.axes.values())
         labels = [name for axis in axes for name in axis.labels]
         kept = [v.name for item in self.plan.items for v in item.gives if v.shown]
         return " ".join([*labels, *kept])

@@ -110,6 +110,7 @@ def text_axis(table: TokenTable, name: str = "token") -> Text:
         labels,
         entries=lambda start, stop: token_block(table, start, stop),
         whole=table.sequence,
+        kept=name == "token",
         says=f"{len(table):,} in {sequences:,} sequence{'s' if sequences > 1 else ''}, "
         f"{kept:,} kept: {table.corpus}",
         table=table,
