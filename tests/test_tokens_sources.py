@@ -1,16 +1,22 @@
 """Text from files, folders, globs, the Hub and memory."""
 
+import gzip
 import importlib.util
 import json
+import os
 import sys
+import threading
 import types
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import zstandard
 
 from confreg import tokens
 from confreg.errors import ConfregError
-from confreg.tokens import hub
+from confreg.tokens import hub, records
 
 
 def documents(text):
@@ -37,9 +43,11 @@ def test_default_is_the_help_topics():
     assert list(corpus.documents()) == list(corpus.documents())
 
 
-def test_list_of_strings_is_documents_even_if_they_name_files(folder):
-    assert documents([str(folder / "b.txt")]) == [str(folder / "b.txt")]
+def test_strings_are_documents_unless_all_name_files(folder):
+    assert documents([str(folder / "b.txt"), "no file"]) == [str(folder / "b.txt"), "no file"]
     assert documents([folder / "b.txt"]) == ["bee\nline"]
+    with pytest.raises(ConfregError, match=r"each names a file.*pathlib\.Path"):
+        tokens.read([str(folder / "b.txt"), str(folder / "deep")])
 
 
 def test_folder_is_read_recursively_and_in_order(folder):
@@ -77,7 +85,9 @@ def test_corpus_passes_through():
     ("text", "message"),
     [
         ([], "empty list"),
-        (["a", Path("a")], "not both"),
+        (["a", Path("a")], "not several kinds"),
+        ({"text": "a"}, "of type dict"),
+        (b"bytes", "of type bytes"),
         ([1, 2], "list of int"),
         (3, "of type int"),
         ("no/such/file.txt", "no file or folder 'no/such/file.txt'"),
@@ -93,7 +103,7 @@ def test_what_is_no_text_is_refused(text, message):
 
 
 def test_folder_without_text(tmp_path):
-    with pytest.raises(ConfregError, match=r"holds no \.txt"):
+    with pytest.raises(ConfregError, match=r"holds no text: no \.txt"):
         tokens.read(tmp_path)
 
 
@@ -106,10 +116,27 @@ def test_no_sources():
     ("name", "content", "message"),
     [
         ("latin.txt", "café".encode("latin-1"), "not UTF-8"),
-        ("bad.jsonl", b'{"text": "fine"}\n{"text": ', "Line 2 of .*bad.jsonl.* not a JSON object"),
-        ("other.jsonl", b'{"body": "x"}', "field 'text'"),
+        ("bad.jsonl", b'{"text": "fine"}\n{"text": ', "Line 2 of .*bad.jsonl.* is no JSON"),
+        ("other.jsonl", b'{"body": "x"}', "Line 1 .*has no field 'text': it has 'body'"),
         ("list.jsonl", b'["x"]', "field 'text'"),
         ("number.jsonl", b'{"text": 3}', "of type int"),
+        (
+            "pair.jsonl",
+            b'{"text": "bad \\ud83d half"}',
+            "Line 1 of .* surrogate pair at character 4",
+        ),
+        ("bad.json", b"[1, ", "bad.json' is no JSON"),
+        ("list.json", b'["a"]', "Object 1 of .* no JSON object"),
+        ("body.csv", b"body\nx\n", "Line 2 of .*has no field 'text': it has 'body'"),
+        ("short.csv", b"text,category\nx\n", "Line 2 of .* fields"),
+        ("long.tsv", b"text\nx\ty\n", "Line 2 of .* fields"),
+        ("no.parquet", b"PAR1", "no Parquet file"),
+        ("no.txt.gz", b"plain", "cannot be read"),
+        ("no.txt.zst", b"plain", "cannot be read"),
+        ("cut.txt.gz", gzip.compress(b"plain text" * 99)[:-9], "cannot be read"),
+        ("a.pdf", b"%PDF", "convert it to .txt"),
+        ("a.tar.bz2", b"", "unpack it"),
+        ("a.xlsx", b"", "save it as .csv"),
     ],
 )
 def test_unreadable_file_is_named(tmp_path, name, content, message):
@@ -117,6 +144,84 @@ def test_unreadable_file_is_named(tmp_path, name, content, message):
     corpus = tokens.read(tmp_path / name)
     with pytest.raises(ConfregError, match=message):
         list(corpus.documents())
+
+
+RECORDS = [{"text": "one, two\nthree", "n": 1}, {"text": "vier \u00fc \U0001f600", "n": 2}]
+TEXTS = [record["text"] for record in RECORDS]
+
+
+def written(name, tmp_path):
+    """A file of `RECORDS`, in the format and packing that its name says."""
+    frame, path = pd.DataFrame(RECORDS), tmp_path / name
+    kind = records.suffix(path)
+    if kind == ".parquet":
+        content = frame.to_parquet()
+    elif kind in (".csv", ".tsv"):
+        content = frame.to_csv(index=False, sep="," if kind == ".csv" else "\t").encode()
+    else:
+        content = frame.to_json(orient="records", lines=kind == ".jsonl").encode()
+    if name.endswith(".gz"):
+        content = gzip.compress(content)
+    elif name.endswith(".zst"):
+        content = zstandard.compress(content)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet"])
+def test_formats(kind, packing, tmp_path):
+    file = written(f"a.{kind}{packing}", tmp_path)
+    assert documents(file) == TEXTS
+    assert documents(tmp_path) == TEXTS, "found in a folder"
+    assert next(record for _, record in records.of_file(file)).keys() == {"text", "n"}
+
+
+def test_packed_plain_text(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress("caf\u00e9".encode()))
+    (tmp_path / "b.md.zst").write_bytes(zstandard.compress(b"two"))
+    assert documents(tmp_path) == ["caf\u00e9", "two"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pd.DataFrame(RECORDS),
+        pd.Series(TEXTS),
+        np.array(TEXTS, dtype=object),
+        tuple(TEXTS),
+        RECORDS,
+        iter(TEXTS),
+    ],
+    ids=["frame", "series", "array", "tuple", "dicts", "iterator"],
+)
+def test_containers_are_what_they_hold(given):
+    corpus = tokens.read(given)
+    assert list(corpus.documents()) == list(corpus.documents()) == TEXTS
+
+
+def test_a_container_without_text_says_what_it_has():
+    with pytest.raises(ConfregError, match="Given document 1 has no field 'text': it has 'body'"):
+        documents(pd.DataFrame({"body": ["x"]}))
+    with pytest.raises(ConfregError, match="Given document 2 has half of a surrogate pair"):
+        documents(["fine", "bad \ud83d"])
+
+
+def test_line_breaks_are_the_same_wherever_text_comes_from(tmp_path):
+    text = "one\r\ntwo\rthree\n"
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}))
+    for given in (tmp_path / "a.txt", tmp_path / "a.jsonl", [text], [{"text": text}]):
+        assert documents(given) == ["one\ntwo\nthree\n"]
+
+
+def test_what_flows_is_read_once_and_kept(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_text("from a pipe"), daemon=True)
+    writer.start()
+    corpus = tokens.read(pipe)
+    assert list(corpus.documents()) == list(corpus.documents()) == ["from a pipe"]
 
 
 def test_hub_names():

@@ -35,7 +35,8 @@ RUN_EPILOG = """neurons:
 
 text:
   a file, a folder, a glob, or hf:dataset[/config][:split][#column]; default: the English
-  help topics that ship with Python
+  help topics that ship with Python. Of .jsonl, .json, .csv, .tsv and .parquet files the field
+  text is read; any file may be packed (.gz, .zst)
 
 A run into an existing store goes on where it stopped, if the configuration is the same.
 """

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import glob
-import json
+import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from confreg.errors import ConfregError
-
-TEXT_SUFFIXES = (".txt", ".md", ".jsonl")
+from confreg.tokens import records
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Corpus:
         return self._open()
 
 
-def read(text: str | Path | Corpus | Iterable[str] | Iterable[Path] | None = None) -> Corpus:
+def read(text: Any = None) -> Corpus:
     """Turn what a user may call "text" into a corpus.
 
     Parameters
@@ -40,12 +40,14 @@ def read(text: str | Path | Corpus | Iterable[str] | Iterable[Path] | None = Non
     text
         * nothing: the English help topics that every Python ships, ``pydoc_data.topics``;
         * a string, a path or a list of paths: sources, see :func:`read_sources`;
-        * a list of strings: the documents themselves.
+        * a list (or array, or Series) of strings: the documents themselves;
+        * a list of dicts, or a pandas DataFrame: documents with a field ``text``.
 
     Raises
     ------
     ConfregError
-        If a source does not exist, or the list is empty or mixes strings and paths.
+        If a source does not exist, or the list is empty, mixes kinds, or holds names of files as
+        strings.
     """
     if text is None:
         return _help_topics()
@@ -53,10 +55,14 @@ def read(text: str | Path | Corpus | Iterable[str] | Iterable[Path] | None = Non
         return text
     if isinstance(text, str | Path):
         return read_sources([str(text)])
-    if not isinstance(text, Iterable):
+    if hasattr(text, "to_dict") and hasattr(text, "columns"):  # a data frame
+        text = text.to_dict("records")
+    elif hasattr(text, "tolist"):  # an array, a Series
+        text = text.tolist()
+    if not isinstance(text, Iterable) or isinstance(text, bytes | Mapping):
         raise ConfregError(
             f"text is {text!r}, of type {type(text).__name__}: give a path, a list of paths, "
-            "or a list of strings, which are then the documents."
+            "a list of strings or of dicts, which are then the documents, or a data frame."
         )
     items = list(text)
     if not items:
@@ -65,22 +71,36 @@ def read(text: str | Path | Corpus | Iterable[str] | Iterable[Path] | None = Non
             "for the default corpus."
         )
     if all(isinstance(item, str) for item in items):
-        return _given([str(item) for item in items])
+        _refuse_names(items)
+        return _given([{"text": str(item)} for item in items])
     if all(isinstance(item, Path) for item in items):
         return read_sources([str(item) for item in items])
+    if all(isinstance(item, Mapping) for item in items):
+        return _given(items)
     kinds = ", ".join(sorted({type(item).__name__ for item in items}))
     raise ConfregError(
-        f"text is a list of {kinds}: give a list of strings (documents) or a list of "
-        "pathlib.Path (files and folders), not other things and not both."
+        f"text is a list of {kinds}: give a list of strings or of dicts (documents), or one of "
+        "pathlib.Path (files and folders), not other things and not several kinds."
     )
+
+
+def _refuse_names(items: list[str]) -> None:
+    """Refuse strings that are all names of files: their names are hardly what is meant."""
+    if all(len(item) < 4096 and "\n" not in item and _exists(Path(item)) for item in items):
+        raise ConfregError(
+            "text is a list of strings, which are documents, and each names a file "
+            f"({items[0]!r}): give pathlib.Path objects to have files read."
+        )
 
 
 def read_sources(sources: Sequence[str]) -> Corpus:
     """Read files, folders, globs and Hub datasets, one after the other.
 
-    A file is one document, or one per line if its name ends in ``.jsonl`` (the line's
-    field ``text``). A folder stands for the ``.txt``, ``.md`` and ``.jsonl`` files in it
-    and below, hidden ones left out, in sorted order. ``hf:dataset[/config][:split][#column]``
+    A file is one document, or holds several by its name: ``.jsonl``, ``.json``, ``.csv``, ``.tsv``,
+    ``.parquet``, of which the field ``text`` is read; each may be packed, ``.gz`` or ``.zst``. A
+    folder stands for such files and for ``.txt`` and ``.md`` in it and below, hidden ones left
+    out, in sorted order. What can be read once only, as ``/dev/stdin``, is read at once and kept.
+    ``hf:dataset[/config][:split][#column]``
     is streamed from the Hugging Face Hub and needs ``pip install "confreg[hf]"``.
 
     Raises
@@ -119,7 +139,16 @@ def _source(source: str) -> Corpus:
             f"There is no file or folder {shown!r}. (In Python, text itself is given as a "
             "list of strings.)"
         )
+    if any(_flows(file) for file in files):
+        kept = [text for file in files for text in _documents_of(file)]
+        return Corpus(source, lambda: iter(kept))
     return Corpus(source, lambda: (text for file in files for text in _documents_of(file)))
+
+
+def _flows(file: Path) -> bool:
+    """Whether a file can be read once only."""
+    mode = file.stat().st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)
 
 
 def _exists(path: Path) -> bool:
@@ -133,57 +162,27 @@ def _files_below(folder: Path) -> list[Path]:
     found = sorted(
         file
         for file in folder.rglob("*")
-        if file.suffix.lower() in TEXT_SUFFIXES
+        if records.is_known(file)
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
         and file.is_file()
     )
     if not found:
         raise ConfregError(
-            f"The folder {str(folder)!r} holds no {', '.join(TEXT_SUFFIXES[:-1])} or "
-            f"{TEXT_SUFFIXES[-1]} file: name the files themselves, or a pattern such as "
+            f"The folder {str(folder)!r} holds no text: no .txt, .md, .jsonl, .json, .csv, .tsv or "
+            ".parquet. Name the files themselves, or a pattern such as "
             f"{str(folder / '*.rst')!r}."
         )
     return found
 
 
 def _documents_of(file: Path) -> Iterator[str]:
-    try:
-        # utf-8-sig: a byte order mark is no text.
-        with file.open(encoding="utf-8-sig") as stream:
-            if file.suffix.lower() == ".jsonl":
-                yield from _json_lines(file, stream)
-            else:
-                yield stream.read()
-    except UnicodeDecodeError as error:
-        raise ConfregError(
-            f"{str(file)!r} is not UTF-8 text ({error.reason}): convert it, or leave it out."
-        ) from error
-    except OSError as error:
-        raise ConfregError(f"{str(file)!r} cannot be read: {error.strerror or error}.") from error
+    return (records.text_of(*placed) for placed in records.of_file(file))
 
 
-def _json_lines(file: Path, lines: Iterable[str]) -> Iterator[str]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)["text"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ConfregError(
-                f"Line {number} of {str(file)!r} is not a JSON object with a field 'text'."
-            ) from error
-        if not isinstance(text, str):
-            raise ConfregError(
-                f"Line {number} of {str(file)!r}: the field 'text' is of type "
-                f"{type(text).__name__}, not a string."
-            )
-        yield text
-
-
-def _given(documents: list[str]) -> Corpus:
-    count = len(documents)
+def _given(items: list[Any]) -> Corpus:
+    count = len(items)
     name = f"{count} given document{'s' if count > 1 else ''}"
-    return Corpus(name, lambda: iter(documents))
+    return Corpus(name, lambda: (records.text_of(*placed) for placed in records.of_items(items)))
 
 
 def _help_topics() -> Corpus:
