@@ -222,3 +222,11 @@ def test_a_layer_without_experts_is_refused(words, tmp_path):
     model = model_of("deepseek_v3")
     with pytest.raises(ConfregError, match=r"Layer 0 of .* is an ordinary MLP without experts"):
         run(model, words, tmp_path / "a.zarr", neurons="0.1.0")
+
+
+def test_a_sandbox_is_refused_before_anything_is_sent(checkpoint_of_experts, words):
+    with pytest.raises(ConfregError, match="routed experts, whose weights are read"):
+        confreg.plan(
+            "entropy_neurons", model=str(checkpoint_of_experts), text=words, profile="ndif",
+            overrides={"host": "http://127.0.0.1:9", "sandbox": True}, **OPTIONS,
+        )  # fmt: skip

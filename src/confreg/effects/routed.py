@@ -10,7 +10,7 @@ transformers keeps the experts of a layer in fused parameters of three dimension
 that no call takes apart: these weights are read, where they are.
 """
 
-from .readout import real, take
+from .readout import MetaWeightError, take
 
 
 class Routed:
@@ -48,7 +48,13 @@ class Routed:
         module = self.experts._module
         if self.fetch is not None:
             return self.fetch(module)
-        return dict(module.named_parameters(recurse=False))
+        found = dict(module.named_parameters(recurse=False))
+        if any(weight.is_meta for weight in found.values()):
+            raise MetaWeightError(
+                "The weights of routed experts are not in this process: experts are measured in "
+                "memory, offloaded, or on a server that runs requests without a sandbox."
+            )
+        return found
 
     def read(self):
         """The neurons of every token, (T, E·I), NaN where a token is not routed to them."""
@@ -74,7 +80,7 @@ class Routed:
             if expert == self.count:
                 continue
             token, slot = (index == expert).nonzero(as_tuple=True)
-            matrix = real(own[name][expert])
+            matrix = own[name][expert]
             found = hidden[token] @ (matrix if module.is_transposed else matrix.T)
             if module.has_bias:
                 found = found + own[name + "_bias"][expert]
@@ -84,7 +90,7 @@ class Routed:
 
     def columns(self, neurons):
         """Output weights of some neurons, (n, d)."""
-        module, down = self.experts._module, real(self.parameters()["down_proj"])
+        module, down = self.experts._module, self.parameters()["down_proj"]
         neurons = neurons.to(down.device)
         expert, index = neurons // self.width, neurons % self.width
         return down[expert, index] if module.is_transposed else down[expert, :, index]

@@ -43,7 +43,8 @@ class Ndif:
     Raises
     ------
     ConfregError
-        The model is made by a recipe: a server has only models of the Hub.
+        The model is made by a recipe: a server has only models of the Hub. Or it has routed
+        experts, whose weights a sandbox has not.
     """
 
     def __init__(self, profile: NdifProfile, options: Options, model: Network) -> None:
@@ -51,6 +52,12 @@ class Ndif:
             raise ConfregError(
                 f"{model.name} is made here, and a server has only language models that it can "
                 "load: use --profile memory."
+            )
+        if profile.sandbox and model.about.n_experts > 1:
+            raise ConfregError(
+                f"{model.name} has routed experts, whose weights are read where they are: a "
+                "server's sandbox has none. Run it here, or on a server without a sandbox "
+                "(-P sandbox=false)."
             )
         self.profile, self.options, self.model = profile, options, model
         self.budget = Budget(
