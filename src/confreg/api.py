@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +39,11 @@ def run(recipe: str | Path | Recipe, **given: Any) -> xr.Dataset:
     found = find(recipe)
     options, parameters = split(found, given)
     progress = Progress(options.progress)
-    with progress.step("planning"):
-        plan = make_plan(found, options, parameters, progress)
+    with progress.heard(), progress.step("planning"):
+        plan = make_plan(found, options, parameters)
     path = None if options.out is None else local_path(options.out)
     path = path or Path(tempfile.mkdtemp(prefix="confreg-")) / f"{found.name}.zarr"
-    with writing(path):
+    with progress.heard(), writing(path):
         store = open_store(plan, path, options.overwrite)
         with places.entered(plan.place, path, plan.configuration, progress):
             Run(plan, store, progress).execute()
@@ -82,8 +83,12 @@ def plan(recipe: str | Path | Recipe, **given: Any) -> Plan:
     ConfregError
         As `run`.
     """
+    from confreg.progress import Progress
+
     found = find(recipe)
-    return make_plan(found, *split(found, given))
+    options, parameters = split(found, given)
+    with Progress(options.progress).heard():
+        return make_plan(found, options, parameters)
 
 
 def split(recipe: Recipe, given: Mapping[str, Any]) -> tuple[Options, dict[str, Any]]:
@@ -93,17 +98,24 @@ def split(recipe: Recipe, given: Mapping[str, Any]) -> tuple[Options, dict[str, 
     return Options.read(known), recipe.bind(own)
 
 
-def make_plan(
-    recipe: Recipe, options: Options, parameters: Mapping[str, Any], progress: Any = None
-) -> Plan:
+def make_plan(recipe: Recipe, options: Options, parameters: Mapping[str, Any]) -> Plan:
     """Everything that is decided before a weight is loaded."""
+    from confreg.progress import waiting
     from confreg.steps.verification import verification
     from confreg.study import Study, describe_parameters
 
+    with waiting("importing torch, transformers and nnsight"):
+        import nnsight  # noqa: F401
+        import transformers  # noqa: F401
     profile = places.profiles.load(options.profile, options.overrides)
     held = _held(options, profile)
     model = _network(recipe, options, held)
     place = places.make(profile, options, model)
+    if model.adapter and place.budget.upload is not None:
+        raise ConfregError(
+            "--adapter is for runs on this machine: a server runs the models that it has. Ask its "
+            "operator to deploy the merged model."
+        )
     study = Study(model, options, place.budget, recipe.usual, recipe.on_request, recipe=recipe.name)
     bound = {
         name: _named(value, held) if recipe.parameters[name].is_model else value
@@ -154,12 +166,22 @@ def _held(options: Options, profile: Any) -> str | None:
 
 def _network(recipe: Recipe, options: Options, held: str | None) -> Network:
     """The run's model, described."""
+    from confreg.models import adapters
     from confreg.models.network import Network
 
     given = options.model
     if recipe.model is not None and given == Options.model:
         return Network(recipe.model.__name__, make=recipe.model)
-    return _named(given, held)
+    network = _named(given, held)
+    if options.adapter is not None:
+        if network.loaded is not None or not isinstance(given, str | Path):
+            raise ConfregError(
+                "--adapter is attached to a model that is loaded by name; one that is loaded "
+                "already brings its own."
+            )
+        adapters.locate(options.adapter)
+        network.adapter = str(options.adapter)
+    return network
 
 
 def _named(given: Any, held: str | None) -> Network:
@@ -185,7 +207,16 @@ def _of_model(model: Network) -> dict[str, str | int]:
         "model_architecture": about.architecture,
         "model_layers": about.n_layers,
         "dtype": about.dtype,
+        **({"model_adapter": model.adapter, **_peft()} if model.adapter else {}),
     }
+
+
+def _peft() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    with suppress(PackageNotFoundError):
+        return {"peft_version": version("peft")}
+    return {}
 
 
 def _configuration(
@@ -204,7 +235,9 @@ def _configuration(
     of_model = _of_model(study.model)
     of_model.pop("model_layers", None)
     used = [study.model, *(each for item in items for each in _models(item))]
-    weights = [fingerprint(network) for network in dict.fromkeys(used)]
+    for network in dict.fromkeys(used):
+        network.fingerprint = fingerprint(network)
+    weights = [network.fingerprint for network in dict.fromkeys(used)]
     labels = hashlib.sha256()
     for item in items:
         for axis in axes_of(item):
@@ -215,6 +248,7 @@ def _configuration(
         "recipe_sha256": recipe.digest,
         "parameters": dict(parameters),
         **of_model,
+        **({} if study.is_remote else {"computing_libraries": provenance.computing()}),
         "weights_sha256": hashlib.sha256(" ".join(weights).encode()).hexdigest(),
         **{k: v for k, v in study.attributes.items() if k.startswith("corpus")},
         "profile": profile,

@@ -46,6 +46,9 @@ class Options:
     model: Any = _option(
         "smollm2-135m", "alias, Hugging Face id[@revision], folder or GGUF file", metavar="M"
     )
+    adapter: str | Path | None = _option(
+        None, "adapter of the model (peft): folder or Hugging Face id[@revision]", metavar="A"
+    )
     text: Any = _option(None, "what to run on, see below", metavar="T", flag=False)
     profile: Any = _option(
         "memory",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 
 from rich import progress as bars
@@ -13,6 +15,8 @@ from rich.console import Console
 
 LOGGED = 30.0
 """Seconds between lines where there is no terminal to draw a bar on."""
+PATIENCE = 2.0
+"""Seconds after which something that has no bar is said."""
 
 
 class Progress:
@@ -22,13 +26,29 @@ class Progress:
         self.show = show
         self.console = Console(file=sys.stderr, quiet=not show)
 
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Let what is `waiting` be said here."""
+        token = _CURRENT.set(self)
+        try:
+            yield
+        finally:
+            _CURRENT.reset(token)
+
     def say(self, sentence: str) -> None:
         """Print a line."""
         self.console.print(sentence, highlight=False, markup=False)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Show that something of unknown length is going on."""
+        """Show that something of unknown length is going on.
+
+        In a log, a line once it takes long.
+        """
+        if not self.console.is_terminal and not self.console.is_jupyter:
+            with self.heard(), waiting(name):
+                yield
+            return
         with self._bar(bars.SpinnerColumn(), bars.TextColumn("{task.description}")) as bar:
             bar.add_task(name, total=None)
             yield
@@ -92,3 +112,25 @@ class _Lines:
             line += f", {left} left"
         self.said = (now, self.done)
         self.progress.say(line)
+
+
+_CURRENT: ContextVar[Progress | None] = ContextVar("progress", default=None)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say what is being done, if it takes long: ``with waiting("reading x"): ...``.
+
+    Nothing is said where no `Progress` is `Progress.heard`.
+    """
+    progress = _CURRENT.get()
+    if progress is None or not progress.show:
+        yield
+        return
+    timer = threading.Timer(PATIENCE, progress.say, [f"confreg: {what} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

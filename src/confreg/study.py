@@ -12,6 +12,7 @@ import numpy as np
 from confreg.axes import Axis, Later
 from confreg.errors import ConfregError
 from confreg.options import Options
+from confreg.progress import waiting
 from confreg.sweep.budget import Budget
 
 if TYPE_CHECKING:
@@ -111,11 +112,11 @@ class Study:
         from confreg import tokens
 
         o, about = self.options, self.model.about
-        return self._text(
-            tokens.cut(
+        with waiting(f"tokenising {self.corpus.name}"):
+            table = tokens.cut(
                 self.corpus, about.tokenizer, o.sequence_length, o.max_tokens, o.per_document, o.bos
             )
-        )
+        return self._text(table)
 
     def sample(self) -> Text:
         """The run's text as it is, as the axis ``sample``: for means over ordinary text.
@@ -165,13 +166,13 @@ class Study:
                 "--bos text is for running text: what comes again is laid out in sequences that "
                 "begin with the tokenizer's own token, where it has one."
             )
-        return self._text(
-            tokens.repeats.of_kind(
+        with waiting(f"looking for what comes again in {self.corpus.name}"):
+            table = tokens.repeats.of_kind(
                 self.corpus, self.model.about.tokenizer, o.sequence_length, o.max_tokens, o.seed,
                 repeats=repeats, length=length, separator=separator, ngram=ngram, gap=gap,
                 count=count, banned=banned, rows=self.model.about.vocab_size,
-            )
-        )  # fmt: skip
+            )  # fmt: skip
+        return self._text(table)
 
     def _text(self, table: TokenTable) -> Text:
         from confreg.models.positions import alike
@@ -349,7 +350,8 @@ class Study:
         from confreg import tokens
 
         about = self.model.about
-        return tokens.counts.read(spec, self.corpus, about.tokenizer, about.vocab_size)
+        with waiting(f"counting the tokens of {spec or self.corpus.name}"):
+            return tokens.counts.read(spec, self.corpus, about.tokenizer, about.vocab_size)
 
     @property
     def two_tokens(self) -> torch.Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from confreg.errors import ConfregError
-from confreg.models import gguf
+from confreg.models import adapters, gguf
 from confreg.models.checkpoint import (
     check_adapters,
     check_files,
@@ -23,6 +23,7 @@ from confreg.models.classes import auto_class, task_of, weightless
 from confreg.models.model import Description, Model, describe_config
 from confreg.models.quiet import quiet
 from confreg.models.sources import Source, locate
+from confreg.progress import waiting
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +64,7 @@ def load(
     revision: str | None = None,
     weights: bool = True,
     described: Description | None = None,
+    adapter: str | None = None,
 ) -> Model:
     """Load a model for tracing.
 
@@ -82,6 +84,8 @@ def load(
         False for a remote run: only the structure is built, on the meta device.
     described : Description, optional
         What `describe` said of the same model, so that it is not found out again.
+    adapter : str, optional
+        A folder or a Hugging Face id: an adapter that is attached to the weights.
 
     Raises
     ------
@@ -110,18 +114,26 @@ def load(
         return Model(nn, described)
     network = _read(source, described, profile, computed)
     network.eval().requires_grad_(False)
+    if adapter is not None:
+        with quiet():
+            adapters.attach(network, adapter, source.name)
     with quiet():
         nn = TransformersModel(network, task="text-generation", tokenizer=described.tokenizer)
     return Model(nn, described)
 
 
 def _describe(source: Source, dtype: str | None) -> Description:
+    if dtype is not None:
+        dtype = _check_dtype(dtype)
+    with waiting(f"reading the configuration and the tokenizer of {source.name}"):
+        return _found_out(source, dtype)
+
+
+def _found_out(source: Source, dtype: str | None) -> Description:
     from transformers import AutoConfig
 
     from confreg.models import lookup
 
-    if dtype is not None:
-        dtype = _check_dtype(dtype)
     check_json(source)
     with quiet(), _parsed(source), _named(source, "configuration"):
         config = AutoConfig.from_pretrained(source.path, **source.keywords(), **OWN_CODE)

@@ -27,6 +27,8 @@ class Network:
         The model, where it is there already.
     make : callable, optional
         Makes the model, where it is neither described nor there.
+    adapter : str, optional
+        What is attached to the model once it is loaded, see `confreg.models.adapters`.
     """
 
     def __init__(
@@ -35,9 +37,11 @@ class Network:
         about: Description | None = None,
         loaded: Any = None,
         make: Callable[[], Any] | None = None,
+        adapter: str | None = None,
     ) -> None:
-        self.name, self._about = name, about
+        self.name, self._about, self.adapter = name, about, adapter
         self.loaded, self.make = loaded, make
+        self.fingerprint = ""  # once it is known
 
     def __repr__(self) -> str:
         """Name and kind."""

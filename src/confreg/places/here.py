@@ -67,11 +67,18 @@ class Here:
 
     def _read(self, network: Network) -> Any:
         from confreg import models
+        from confreg.models import fingerprint
 
         if network.make is not None:
             return traceable(network.make()).loaded
         dtype = self.options.dtype or self.profile.dtype
-        return models.load(network.name, self.profile.placement(), dtype, described=network.about)
+        model = models.load(
+            network.name, self.profile.placement(), dtype, described=network.about,
+            adapter=network.adapter,
+        )  # fmt: skip
+        if network.fingerprint:
+            fingerprint.check(network, network.fingerprint)
+        return model
 
     def run(
         self, layout: Layout, units: list[Spans], make: Callable[[Spans], Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,6 +13,22 @@ import confreg
 from confreg.options import Options
 
 LIBRARIES = ("nnsight", "torch", "transformers", "accelerate", "zarr", "xarray")
+
+
+COMPUTING = (
+    "kernels", "flash-linear-attention", "causal-conv1d", "mamba-ssm", "bitsandbytes", "gptqmodel",
+    "compressed-tensors", "torchao",
+)  # fmt: skip
+"""What transformers computes with where it is installed, without being asked."""
+
+
+def computing() -> str:
+    """Which of the optional libraries that may change a forward are here, with versions."""
+    found = []
+    for name in COMPUTING:
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return ", ".join(found)
 
 
 def versions() -> dict[str, str]:
@@ -41,6 +58,7 @@ def attributes(
         "recipe_text": source.decode("utf-8", "replace"),
         "confreg_version": confreg.__version__,
         **{f"{name}_version": v[name] for name in ("python", *LIBRARIES)},
+        **({"computing_libraries": computing()} if computing() else {}),
         "seed": seed,
     }
 
