@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +141,7 @@ def make_plan(recipe: Recipe, options: Options, parameters: Mapping[str, Any]) -
             "title": f"{recipe.name}: {model.name}",
             **provenance.attributes(recipe.name, recipe.source, recipe.documentation, options.seed),
             **_of_model(model),
+            **({} if study.is_remote else _libraries(model)),
             **study.attributes,
             "profile": profile.name,
             "host": places.host(profile),
@@ -207,16 +207,17 @@ def _of_model(model: Network) -> dict[str, str | int]:
         "model_architecture": about.architecture,
         "model_layers": about.n_layers,
         "dtype": about.dtype,
-        **({"model_adapter": model.adapter, **_peft()} if model.adapter else {}),
+        **({"model_adapter": model.adapter} if model.adapter else {}),
     }
 
 
-def _peft() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    with suppress(PackageNotFoundError):
-        return {"peft_version": version("peft")}
-    return {}
+def _libraries(model: Network) -> dict[str, str]:
+    """What computes where it is installed, and by choice: peft, bitsandbytes."""
+    also = ["peft"] * bool(model.adapter)
+    if model.is_language_model and model.about.dtype in ("int8", "nf4", "fp4"):
+        also.append("bitsandbytes")
+    found = provenance.computing(tuple(also))
+    return {"computing_libraries": found} if found else {}
 
 
 def _configuration(
@@ -248,7 +249,7 @@ def _configuration(
         "recipe_sha256": recipe.digest,
         "parameters": dict(parameters),
         **of_model,
-        **({} if study.is_remote else {"computing_libraries": provenance.computing()}),
+        **({} if study.is_remote else _libraries(study.model)),
         "weights_sha256": hashlib.sha256(" ".join(weights).encode()).hexdigest(),
         **{k: v for k, v in study.attributes.items() if k.startswith("corpus")},
         "profile": profile,

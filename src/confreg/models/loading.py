@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from confreg.errors import ConfregError
-from confreg.models import adapters, gguf
+from confreg.models import adapters, gguf, prequantized
 from confreg.models.checkpoint import (
     check_adapters,
     check_files,
@@ -130,15 +130,9 @@ def _describe(source: Source, dtype: str | None) -> Description:
 
 
 def _found_out(source: Source, dtype: str | None) -> Description:
-    from transformers import AutoConfig
-
     from confreg.models import lookup
 
-    check_json(source)
-    with quiet(), _parsed(source), _named(source, "configuration"):
-        config = AutoConfig.from_pretrained(source.path, **source.keywords(), **OWN_CODE)
-        check_adapters(source)
-        check_kernels(config, source)
+    config = _configuration(source)
     # The architecture is checked before anything else of the model is fetched.
     with _named(source, "structure"):
         network = functools.cache(lambda: weightless(config))
@@ -146,6 +140,9 @@ def _found_out(source: Source, dtype: str | None) -> Description:
     if source.gguf:
         gguf.check_keys(Path(source.path) / source.gguf, config, row, source.name)
         dtype = dtype or "float32"  # what transformers dequantises to
+    elif prequantized.is_prequantized(config):
+        _check_plain(dtype, source)
+        prequantized.prepare(config, source.name)
     return describe_config(
         config,
         _tokenizer(source),
@@ -157,10 +154,23 @@ def _found_out(source: Source, dtype: str | None) -> Description:
     )
 
 
+def _configuration(source: Source) -> Any:
+    """A model's configuration, with what lies beside it looked at."""
+    from transformers import AutoConfig
+
+    check_json(source)
+    with quiet(), _parsed(source), _named(source, "configuration"):
+        config = AutoConfig.from_pretrained(source.path, **source.keywords(), **OWN_CODE)
+        check_adapters(source)
+        check_kernels(config, source)
+    return config
+
+
 def _read(
     source: Source, described: Description, profile: Placement | None, computed: str | None
 ) -> Any:
     """Read the weights, and put them where the profile says."""
+    import torch
     from nnsight.modeling.quantization import resolve_load_kwargs
 
     check_files(source)
@@ -170,9 +180,20 @@ def _read(
         words["compute_dtype"] = computed  # of a quantized model
     if profile is not None:
         words |= profile.keywords(described, source)
+    packed = False
     if source.gguf:
         # A copy: transformers writes into it what becomes of the weights.
         words |= {"config": copy.deepcopy(described.config), **gguf.keywords()}
+    elif prequantized.is_prequantized(config := _configuration(source)):
+        packed = True
+        prequantized.prepare(config, source.name)
+        words["config"] = config
+        if len(words.setdefault("device_map", {"": "cpu"})) > 1:
+            raise ConfregError(
+                f"{source.name} is quantized, and its weights are made plain as they are read: "
+                "they must fit one device and cannot stay on disk. Use the model that it was made "
+                "from."
+            )
     with quiet(), _parsed(source), _named(source, "weights"):
         loaded: Any = auto_class(described.row.model_type).from_pretrained(
             source.path, output_loading_info=True, **resolve_load_kwargs(words)
@@ -181,7 +202,20 @@ def _read(
     if source.gguf:
         gguf.check_tensors(Path(source.path) / source.gguf, network, source.name)
     check_taken(network, found, source, described.row.title)
+    if packed:
+        with quiet(), _named(source, "weights"):
+            network = prequantized.finish(network, getattr(torch, described.dtype), source.name)
     return network
+
+
+def _check_plain(dtype: str | None, source: Source) -> None:
+    from nnsight.modeling.quantization import QUANTIZATIONS
+
+    if dtype in QUANTIZATIONS:
+        raise ConfregError(
+            f"{source.name} is quantized already, and its weights are made plain as they are read: "
+            f"leave out {dtype}, or use the model that it was made from."
+        )
 
 
 def _commit(source: Source) -> str | None:

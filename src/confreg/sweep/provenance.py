@@ -15,17 +15,14 @@ from confreg.options import Options
 LIBRARIES = ("nnsight", "torch", "transformers", "accelerate", "zarr", "xarray")
 
 
-COMPUTING = (
-    "kernels", "flash-linear-attention", "causal-conv1d", "mamba-ssm", "bitsandbytes", "gptqmodel",
-    "compressed-tensors", "torchao",
-)  # fmt: skip
+COMPUTING = ("kernels", "flash-linear-attention", "causal-conv1d", "mamba-ssm")
 """What transformers computes with where it is installed, without being asked."""
 
 
-def computing() -> str:
+def computing(also: tuple[str, ...] = ()) -> str:
     """Which of the optional libraries that may change a forward are here, with versions."""
     found = []
-    for name in COMPUTING:
+    for name in (*COMPUTING, *also):
         with suppress(PackageNotFoundError):
             found.append(f"{name} {version(name)}")
     return ", ".join(found)
@@ -58,7 +55,6 @@ def attributes(
         "recipe_text": source.decode("utf-8", "replace"),
         "confreg_version": confreg.__version__,
         **{f"{name}_version": v[name] for name in ("python", *LIBRARIES)},
-        **({"computing_libraries": computing()} if computing() else {}),
         "seed": seed,
     }
 
