@@ -300,6 +300,15 @@ def open_store(plan: Plan, path: Path, overwrite: bool) -> Any:
     if overwrite:
         stores.remove(path)
         places.forget_jobs(path)
+    if path.is_dir() and not any(path.iterdir()):
+        path.rmdir()
     if path.exists():
-        return stores.Store.resume(path, plan.configuration)
+        try:
+            return stores.Store.resume(path, plan.configuration)
+        except ConfregError:
+            if not stores.is_blank(path):
+                raise
+            # Of another run, which failed before it had measured anything.
+            stores.remove(path)
+            places.forget_jobs(path)
     return stores.Store.create(path, plan.configuration, plan.attributes)

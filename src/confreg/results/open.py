@@ -10,6 +10,7 @@ import xarray as xr
 import zarr
 
 from confreg.errors import ConfregError
+from confreg.results.watched import Watched
 from confreg.sweep.store import ORDER, SCHEMA_ATTRIBUTE, disk_errors, open_root
 
 
@@ -24,7 +25,8 @@ def open(path: str | Path) -> xr.Dataset:
     Raises
     ------
     ConfregError
-        There is no store at ``path``, or it has another schema version.
+        There is no store at ``path``, or it has another schema version. Reading from the dataset
+        raises it, too, once another store stands at ``path``.
     """
     from confreg.results import accessor  # noqa: F401  registers ds.confreg
 
@@ -32,7 +34,7 @@ def open(path: str | Path) -> xr.Dataset:
     if path.is_file():
         return _tidy(_open_netcdf(path))
     _check_whole(path, open_root(path))
-    return _tidy(xr.open_zarr(path, consolidated=False, chunks=None))
+    return _tidy(xr.open_zarr(Watched(path), consolidated=False, chunks=None))
 
 
 def _check_whole(path: Path, root: zarr.Group) -> None:
@@ -67,8 +69,13 @@ def write_netcdf(ds: xr.Dataset, path: str | Path) -> Path:
     Raises
     ------
     ConfregError
-        netCDF4 is not installed, or the disk is full.
+        netCDF4 is not installed, the run that writes the dataset is not finished, or the disk is
+        full.
     """
+    if not ds.attrs.get("complete", 1):
+        raise ConfregError(
+            "This dataset's run is not finished: run its command again, and export it then."
+        )
     try:
         import netCDF4  # noqa: F401
     except ImportError:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from confreg.tokens.axis import Text
     from confreg.tokens.counts import Counts
 
-SAMPLE = 4096
-"""Pairs of a run that are recomputed exactly, in float64, to measure the error."""
+SAMPLE, SHARE = 4096, 1 / 16
+"""Pairs of a run that are recomputed exactly, in float64, to measure the error: so many, but of a
+small run no more than this share of all."""
 CLOSED_FORMS = ("series", "exact")
 
 
@@ -155,6 +156,8 @@ class _Ablation:
         self.forward = "forward" in self.engines.values()
         self.packed = None if counts is None else counts.packed(self.model.owned)
         self.shared = self._is_shared()
+        pairs = len(self.assumed) * int(tokens.keep.sum())
+        self.sample = max(min(SAMPLE, int(pairs * SHARE)), 1)
         self.routed = self.model.n_experts > 1 and hasattr(self._specimen(), "index")
 
     def _engine(self, layer: int) -> str:
@@ -367,7 +370,7 @@ class _Ablation:
             layer=layer,
             memory=self.study.budget.memory,
             seed=self.study.options.seed + spans.number,
-            sample=-(-int(SAMPLE * spans.share) // spans.count),
+            sample=-(-int(self.sample * spans.share) // spans.count),
             cube=self.cube,
             watched=watched,
             changes=changes,

@@ -97,6 +97,12 @@ class Store:
                 f"The store {str(path)!r} has schema {schema}: it can be opened, and not be gone "
                 f"on with, since this confreg writes {VERSION}. Write to another --out."
             )
+        if CONFIGURATION not in root.attrs or WORK not in root:
+            raise ConfregError(
+                f"The store {str(path)!r} lacks what a run needs to go on: it is a copy of a "
+                "dataset (as to_zarr writes one). It can be opened. Write to another --out, or "
+                "replace it with --overwrite."
+            )
         before = json.loads(str(root.attrs[CONFIGURATION]))
         now = json.loads(json.dumps(configuration))
         changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
@@ -454,6 +460,17 @@ def is_store(path: Path) -> bool:
         return SCHEMA_ATTRIBUTE in zarr.open_group(path, mode="r").attrs
     except Exception:
         return False
+
+
+def is_blank(path: Path) -> bool:
+    """Whether a store has no results yet: no unit of any step is done."""
+    try:
+        work = zarr.open_group(path, mode="r", use_consolidated=False)[WORK]
+        steps = [group for _, group in cast("zarr.Group", work).groups()]
+        done = [group["done"] for group in steps if "done" in group]
+    except Exception:
+        return False
+    return not any(np.any(cast("zarr.Array", each)[...]) for each in done)
 
 
 def remove(path: Path) -> None:
