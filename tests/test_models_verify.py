@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 
+import nnsight
 import numpy as np
 import oracle
 import pytest
@@ -18,7 +19,7 @@ import confreg
 from confreg import models
 from confreg.cli import main
 from confreg.errors import ConfregError
-from confreg.models import Model, classes, derived, families, lookup, verify
+from confreg.models import Model, agreement, classes, derived, families, lookup, verify
 
 # What has a table's row and another derived one: it is refused, or found to be wrong.
 DERIVED_WRONG = {
@@ -279,3 +280,20 @@ def test_the_command_refuses_what_differs(saved, tmp_path, monkeypatch, capsys):
     assert ds.attrs["verified_row"].startswith(f"{rows / 'mine.toml'}, verified to ")
     assert np.isfinite(ds["te"]).all()
     assert models.describe(saved).row.origin == str(rows / "mine.toml")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma4_text"])
+def test_a_server_verifies_too(architecture):
+    """As a remote run makes the requests up, and reads them."""
+    nnsight.register("confreg.effects")
+    here, ids = model_of(architecture), zoo.tokens(1)
+    expected = agreement.engines(here, ids)
+    there = Model(here.nn, here.description)
+    there.trace = functools.partial(there.trace, remote="local")
+    found = agreement.engines(there, ids)
+    assert found.keys() == expected.keys()
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert found["largest"] > 0.3
+    if architecture == "gemma4_text":
+        own = float(here.nn._module.model.layers[-1].layer_scalar)
+        assert there.learnt == {2: pytest.approx(own, rel=1e-6)}
