@@ -163,3 +163,9 @@ def test_a_limit_of_the_group_counts_and_its_page_cache_does_not(tmp_path, monke
     cache = ("total_active_file", "total_inactive_file")
     monkeypatch.setattr(host, "_groups", lambda: iter([(group, *files, cache)]))
     assert host.available_memory() == 250
+
+
+@pytest.mark.parametrize("name", ["mps", "mps:0"])
+def test_a_device_without_float64_is_refused(llama, name):
+    with pytest.raises(ConfregError, match=r"mps.* has no float64.*device=cpu"):
+        Placement(device=name).plan(llama)

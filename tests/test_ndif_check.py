@@ -68,6 +68,8 @@ def test_another_dtype(fake, model):
         ("nnsight", "0.8.9", True, "understand each other"),
         ("nnsight", "0.7.3", False, "may not be read"),
         ("transformers", "4.57.1", False, "may have other modules"),
+        ("transformers", "5.24.0", True, "the same in both, as tests of each show"),
+        ("transformers", "5.99.0", True, "untested; a request"),
         ("torch", "2.99.0+cu128", True, "may differ"),
     ],
 )

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+TESTED = {
+    "nnsight": ("0.8.0", "0.8.1"),
+    "transformers": ("5.22.2", "5.23.0", "5.24.0"),
+    "torch": ("2.13.0", "2.14.0"),
+}
+"""The versions that the tests run with, by package."""
+
 
 @dataclass(frozen=True)
 class Check:

@@ -75,7 +75,7 @@ class Placement:
     Attributes
     ----------
     device : str
-        For a whole model: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
+        For a whole model: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
     device_map : str or dict, optional
         "auto" fills the GPUs, then the CPU's memory, then leaves the rest on disk; a device's
         name puts everything there; a dict names the device of modules by path.
@@ -202,8 +202,13 @@ def _device(name: str) -> str:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return "cuda:0" if gpus else "cpu"
-    if name in ("cpu", "disk") or (name == "mps" and torch.backends.mps.is_available()):
+    if name in ("cpu", "disk"):
         return name
+    if name.partition(":")[0] == "mps":
+        raise ConfregError(
+            "Apple's GPU (mps) has no float64, in which effects are added up and errors measured: "
+            "use device=cpu."
+        )
     number = name.removeprefix("cuda").removeprefix(":") or "0"
     if number.isdigit() and int(number) < gpus:
         return f"cuda:{number}"

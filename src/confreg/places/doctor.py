@@ -6,12 +6,10 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from confreg.checks import Check
+from confreg.checks import TESTED, Check
 from confreg.errors import ConfregError
 from confreg.places import profiles
 from confreg.places.profiles import LocalProfile, NdifProfile
-
-TESTED = {"nnsight": ("0.8.0", "0.8.1"), "transformers": ("5.22.2",), "torch": ("2.13.0", "2.14.0")}
 
 
 def check(profile: str | None, overrides: Mapping[str, Any], model: str) -> list[Check]:
