@@ -13,6 +13,7 @@ from confreg import places
 from confreg.axes import Axis
 from confreg.errors import ConfregError
 from confreg.options import Options
+from confreg.places import surroundings
 from confreg.recipe import Recipe, find
 from confreg.sweep import provenance
 from confreg.sweep.plan import Plan, axes_of, size
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from confreg.study import Study
 
 
+@surroundings.own()
 def run(recipe: str | Path | Recipe, **given: Any) -> xr.Dataset:
     """Run a recipe and open the dataset that it wrote.
 
@@ -74,6 +76,7 @@ run.__doc__ = f"""{run.__doc__.rstrip() if run.__doc__ else ""}
     """
 
 
+@surroundings.own()
 def plan(recipe: str | Path | Recipe, **given: Any) -> Plan:
     """What `run` would do with the same options; reads no weights and writes nothing.
 

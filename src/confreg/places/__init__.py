@@ -41,9 +41,7 @@ def entered(
     place: Place, store: Path, configuration: Mapping[str, Any], progress: Progress
 ) -> Iterator[None]:
     """Use a place for a run that writes ``store``, which has this configuration."""
-    import torch
-
-    with torch.no_grad(), place.entered(store, configuration, progress):
+    with place.entered(store, configuration, progress):
         yield
 
 

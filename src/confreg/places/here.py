@@ -11,6 +11,7 @@ from confreg.axes import Spans
 from confreg.errors import ConfregError
 from confreg.models.host import available_memory
 from confreg.models.network import traceable
+from confreg.places.surroundings import TRACING
 from confreg.sweep.budget import Block, Budget, Cost
 
 if TYPE_CHECKING:
@@ -87,7 +88,10 @@ class Here:
         models = tuple(self.load(network) for network in layout.step.models or (self.model,))
         given = models if layout.step.models else models[0]
         for spans in units:
-            yield spans, layout.check(layout.step.trace(given, make(spans)), spans)
+            unit = make(spans)
+            with TRACING:
+                found = layout.step.trace(given, unit)
+            yield spans, layout.check(found, spans)
 
     def check(self, network: Network) -> list[Check]:
         """How the model is placed, one sentence a thing."""
