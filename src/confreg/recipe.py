@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from confreg import beside
+from confreg import beside, reads
 from confreg.errors import ConfregError
 from confreg.options import names as option_names
 
@@ -87,9 +87,11 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the source, and of the modules beside the recipe that it imports."""
+        """SHA-256 of the source, and of what it reads: modules beside it, or a notebook's names."""
         module = sys.modules.get(self.lay_out.__module__)
         others = "".join(getattr(module, BESIDE, {}).values())
+        if self.path is None:
+            others = reads.digest(self.lay_out)
         return hashlib.sha256(self.source + others.encode()).hexdigest()
 
     @property
