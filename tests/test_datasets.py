@@ -144,3 +144,4 @@ def test_a_store_of_schema_1_is_shown(old, capsys):
 def test_a_store_of_schema_1_is_not_gone_on_with(old, checkpoint, words):
     with pytest.raises(confreg.ConfregError, match=r"schema 1\.0: it can be opened, and not be"):
         confreg.run("entropy_neurons", model=str(checkpoint("llama")), text=words, out=old, **SMALL)
+    assert str(confreg.open(old).attrs["confreg_schema"]).startswith("1.")  # it is left alone

@@ -463,9 +463,15 @@ def is_store(path: Path) -> bool:
 
 
 def is_blank(path: Path) -> bool:
-    """Whether a store has no results yet: no unit of any step is done."""
+    """Whether a store has no results yet: no unit of any step is done.
+
+    Never one of another schema, whose marks lie elsewhere, or one that is finished.
+    """
     try:
-        work = zarr.open_group(path, mode="r", use_consolidated=False)[WORK]
+        root = zarr.open_group(path, mode="r", use_consolidated=False)
+        if root.attrs[SCHEMA_ATTRIBUTE] != VERSION or root.attrs["complete"]:
+            return False
+        work = root[WORK]
         steps = [group for _, group in cast("zarr.Group", work).groups()]
         done = [group["done"] for group in steps if "done" in group]
     except Exception:
