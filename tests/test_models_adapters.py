@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -11,6 +12,7 @@ import peft
 import pytest
 import torch
 import zoo
+from hub import Hub
 
 import confreg
 from confreg import ConfregError, models
@@ -138,6 +140,20 @@ def test_what_is_no_adapter_says_so(made, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfregError, match="needs peft"):
         adapters.attach(zoo.tiny("llama")[0], folder / "adapter", "m")
+
+
+@pytest.mark.slow
+def test_adapters_come_from_the_hub(made, tmp_path):
+    """By an id, with a revision or without; what the Hub does not have is a sentence."""
+    folder, _ = made("llama")
+    shutil.copytree(folder / "adapter", tmp_path / "hub" / "owner" / "adapter")
+    with Hub(tmp_path / "hub") as hub, hub.adopted(tmp_path / "cache"):
+        for name in ("owner/adapter", "owner/adapter@main"):
+            found = adapters.locate(name)
+            stored = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+            assert (found / "adapter_model.safetensors").read_bytes() == stored
+        with pytest.raises(ConfregError, match="There is no adapter 'owner/absent'"):
+            adapters.locate("owner/absent")
 
 
 def test_layers_on_disk_and_prompts_are_refused(made, tmp_path):

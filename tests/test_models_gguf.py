@@ -69,6 +69,11 @@ def test_tensors_that_the_model_does_not_take_are_refused_by_name(network, tmp_p
         models.load(str(path))
 
 
+def test_no_bar_is_drawn_unasked(network, tmp_path, capfd):
+    models.load(str(gguf_file.write(tmp_path / "tiny.gguf", network)))
+    assert capfd.readouterr().err == ""
+
+
 def test_a_file_is_parsed_once(network, tmp_path, monkeypatch):
     """For the configuration, the tokenizer and the weights; anew once it has changed."""
     from gguf.gguf_reader import GGUFReader

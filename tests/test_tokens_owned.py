@@ -12,6 +12,11 @@ from transformers import PreTrainedTokenizerFast
 import confreg
 from confreg import ConfregError
 from confreg.models import Model
+from confreg.models.network import Network
+from confreg.options import Options
+from confreg.places import make
+from confreg.places.profiles import load
+from confreg.study import Study
 
 HOLES = (5, 40, 90)
 LAST = 99  # the id of one token, far behind the others: 94 to 98 are holes too
@@ -126,3 +131,19 @@ def test_a_run_says_that_its_text_has_bos(network, tmp_path):
     assert "text_warning" not in bare.attrs
     with pytest.raises(ConfregError, match="running text"):
         run(network, zoo.tokenizer(), text, "induction", bos="text", neurons="2.1,2.2")
+
+
+def test_a_sample_of_the_text_is_held_to_the_same(network, tmp_path):
+    """Means over the text as it is are over tokens that the model has, as all else is."""
+    tokenizer = zoo.tokenizer()
+    tokenizer.add_tokens([f"new{i}" for i in range(8)])
+    about = Model.wrap(network, tokenizer, name="tiny").description
+    options = Options.read({"text": ["w3 w4 w5 new7 w6 w7"], "sequence_length": 16})
+    model = Network("tiny", about=about)
+    study = Study(model, options, make(load("memory", None), options, model).budget)
+    with pytest.raises(ConfregError, match=r"token 104 \('new7'\)"):
+        study.sample()
+    options = Options.read({"text": ["w3 w4 w5"], "sequence_length": 65})
+    study = Study(model, options, make(load("memory", None), options, model).budget)
+    with pytest.raises(ConfregError, match="positions for 64"):
+        study.sample()

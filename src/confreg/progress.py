@@ -64,7 +64,8 @@ class Progress:
             try:
                 yield lines.advance
             finally:
-                lines.say()
+                if not lines.done or lines.said[1] < lines.done:  # else it was just said
+                    lines.say()
             return
         columns = (
             bars.TextColumn("{task.description}"),

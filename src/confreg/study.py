@@ -124,13 +124,13 @@ class Study:
         It is cut as `tokens` cuts it, and has no labels of its own.
         """
         from confreg import tokens
-        from confreg.tokens.axis import text_axis
 
         o, about = self.options, self.model.about
-        table = tokens.cut(
-            self.corpus, about.tokenizer, o.sequence_length, o.max_tokens, o.per_document
-        )
-        return text_axis(table, "sample")
+        with waiting(f"tokenising {self.corpus.name}"):
+            table = tokens.cut(
+                self.corpus, about.tokenizer, o.sequence_length, o.max_tokens, o.per_document, o.bos
+            )
+        return self._fed(table, "sample")
 
     def repeats(
         self,
@@ -175,6 +175,23 @@ class Study:
         return self._text(table)
 
     def _text(self, table: TokenTable) -> Text:
+        axis = self._fed(table)
+        if not table.keep.any():
+            raise ConfregError(
+                "No token of this text is kept: a kept token has position 3 or more, a next token, "
+                "and neither is special. Give longer text."
+            )
+        self.attributes |= {
+            "tokenizer": table.tokenizer,
+            "corpus": table.corpus,
+            "corpus_sha256": table.corpus_hash,
+            "sequence_length": table.sequence_length,
+            **({"text_warning": table.warning} if table.warning else {}),
+        }
+        return axis
+
+    def _fed(self, table: TokenTable, name: str = "token") -> Text:
+        """Text as an axis, if the model takes it: of its own tokens, and no longer than may be."""
         from confreg.models.positions import alike
         from confreg.tokens.axis import text_axis
 
@@ -184,11 +201,6 @@ class Study:
                 f"{about.name} has positions for {about.max_length} tokens; sequences of "
                 f"{table.sequence_length} were asked for."
             )
-        if not table.keep.any():
-            raise ConfregError(
-                "No token of this text is kept: a kept token has position 3 or more, a next token, "
-                "and neither is special. Give longer text."
-            )
         beyond = int(table.token_id.argmax())
         if table.token_id[beyond] >= about.vocab_size:
             raise ConfregError(
@@ -197,16 +209,9 @@ class Study:
                 "tokenizer and none to the model. Take that token out of the text, or save the "
                 "model after model.resize_token_embeddings(len(tokenizer))."
             )
-        self.attributes |= {
-            "tokenizer": table.tokenizer,
-            "corpus": table.corpus,
-            "corpus_sha256": table.corpus_hash,
-            "sequence_length": table.sequence_length,
-            **({"text_warning": table.warning} if table.warning else {}),
-        }
         lengths = np.array([len(ids) for ids in table.sequences])
         kinds = alike(lengths, about)
-        axis = text_axis(table)
+        axis = text_axis(table, name)
         return axis if kinds is None else replace(axis, together=kinds[table.sequence])
 
     def neurons(

@@ -78,16 +78,21 @@ An ellipsis stands for anything.
 
 @contextmanager
 def parsed_once() -> Iterator[None]:
-    """Let transformers read GGUF files through one parse of each, kept until another file's."""
+    """Let transformers read GGUF files through one parse of each, kept until another file's.
+
+    Without the bar that it draws whether or not bars are wanted.
+    """
     import gguf
+    from transformers import modeling_gguf_pytorch_utils as theirs
 
     with _LOCK:
-        usual = gguf.GGUFReader
+        usual, bar = gguf.GGUFReader, theirs.tqdm
         gguf.GGUFReader = _reader  # type: ignore[misc, assignment]
+        theirs.tqdm = lambda tensors, **words: tensors  # type: ignore[misc, assignment]
         try:
             yield
         finally:
-            gguf.GGUFReader = usual  # type: ignore[misc]
+            gguf.GGUFReader, theirs.tqdm = usual, bar  # type: ignore[misc]
 
 
 def _reader(path: Any, mode: str = "r") -> Any:
