@@ -17,6 +17,7 @@ from confreg.options import Options
 from confreg.places import make
 from confreg.places.profiles import load
 from confreg.study import Study
+from confreg.tokens import counts
 
 HOLES = (5, 40, 90)
 LAST = 99  # the id of one token, far behind the others: 94 to 98 are holes too
@@ -55,11 +56,11 @@ def test_frequencies_are_over_the_tokens_that_there_are(network, text, tmp_path)
     owned[list(tokenizer.get_vocab().values())] = True
     assert owned.sum() == 92
     assert not owned[[*HOLES, 94, 100]].any()
-    counts = np.zeros(zoo.ROWS)
+    seen = np.zeros(zoo.ROWS)
     for document in text:
         for word in document.split():
-            counts[int(word[1:])] += 1
-    log_frequency = np.log((counts[owned] + 1) / (counts[owned] + 1).sum())
+            seen[int(word[1:])] += 1
+    log_frequency = np.log((seen[owned] + 1) / (seen[owned] + 1).sum())
     plain = network.double()
     wanted, entropies = [], []
     for document in text:
@@ -71,6 +72,16 @@ def test_frequencies_are_over_the_tokens_that_there_are(network, text, tmp_path)
     plain.float()
     np.testing.assert_allclose(ds["kl_frequency"].values, np.concatenate(wanted), atol=2e-5)
     np.testing.assert_allclose(ds["entropy"].values, np.concatenate(entropies), atol=2e-5)
+
+
+def test_counts_are_of_the_tokens_that_there_are():
+    owned = np.zeros(10, bool)
+    owned[[0, 1, 3]] = True
+    found = counts.Counts(np.array([5, 0, 7, 1, 0, 0, 0, 0, 0, 2]), "a file").owned_by(owned)
+    assert found.values.tolist() == [5, 0, 0, 1, 0, 0, 0, 0, 0, 0]
+    assert found.total == 6
+    assert "a vocabulary of 3, of which 1 never occur" in found.warning
+    assert counts.Counts(np.full(10, 10), "a text").owned_by(owned).warning == ""
 
 
 def test_statistics_of_weights_are_over_the_tokens_that_there_are(network, text, tmp_path):

@@ -356,7 +356,8 @@ class Study:
 
         about = self.model.about
         with waiting(f"counting the tokens of {spec or self.corpus.name}"):
-            return tokens.counts.read(spec, self.corpus, about.tokenizer, about.vocab_size)
+            found = tokens.counts.read(spec, self.corpus, about.tokenizer, about.vocab_size)
+        return found.owned_by(about.owned)
 
     @property
     def two_tokens(self) -> torch.Tensor:

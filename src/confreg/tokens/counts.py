@@ -32,10 +32,17 @@ class Counts:
         Counts by token id, int64 (V,); 0 at rows of the unembedding that no token owns.
     source
         The file or the text they are from.
+    tokens
+        Tokens that the vocabulary has, where rows that none owns are known; else as many as rows.
     """
 
     values: np.ndarray
     source: str
+    tokens: int | None = None
+
+    def owned_by(self, owned: np.ndarray) -> Counts:
+        """The same at rows that a token owns, (V,) bool; what a file holds at others counts not."""
+        return Counts(np.where(owned, self.values, 0), self.source, int(owned.sum()))
 
     @property
     def total(self) -> int:
@@ -70,12 +77,13 @@ class Counts:
     @property
     def warning(self) -> str:
         """What is wrong with so few counts for so large a vocabulary; empty if nothing is."""
-        if self.total >= ENOUGH * len(self.values):
+        tokens = len(self.values) if self.tokens is None else self.tokens
+        if self.total >= ENOUGH * tokens:
             return ""
-        never = int((self.values == 0).sum())
+        never = tokens - int((self.values > 0).sum())
         return (
             f"{self.total:,} tokens were counted ({self.source}) for a vocabulary of "
-            f"{len(self.values):,}, of which {never:,} never occur: the token frequencies are "
+            f"{tokens:,}, of which {never:,} never occur: the token frequencies are "
             "coarse. Count more text, see confreg counts."
         )
 
