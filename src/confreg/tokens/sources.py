@@ -86,7 +86,9 @@ def read(text: Any = None) -> Corpus:
 
 def _refuse_names(items: list[str]) -> None:
     """Refuse strings that are all names of files: their names are hardly what is meant."""
-    if all(len(item) < 4096 and "\n" not in item and _exists(Path(item)) for item in items):
+    if all(
+        item and len(item) < 4096 and "\n" not in item and _exists(Path(item)) for item in items
+    ):
         raise ConfregError(
             "text is a list of strings, which are documents, and each names a file "
             f"({items[0]!r}): give pathlib.Path objects to have files read."
