@@ -83,12 +83,13 @@ def parsed_once() -> Iterator[None]:
     Without the bar that it draws whether or not bars are wanted.
     """
     import gguf
-    from transformers import modeling_gguf_pytorch_utils as theirs
+    from transformers import modeling_gguf_pytorch_utils
 
+    theirs: Any = modeling_gguf_pytorch_utils
     with _LOCK:
         usual, bar = gguf.GGUFReader, theirs.tqdm
         gguf.GGUFReader = _reader  # type: ignore[misc, assignment]
-        theirs.tqdm = lambda tensors, **words: tensors  # type: ignore[misc, assignment]
+        theirs.tqdm = lambda tensors, **words: tensors
         try:
             yield
         finally:
