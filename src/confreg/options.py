@@ -25,16 +25,18 @@ def _option(
     flag: bool = True,
     word: Mapping[str, Any] | None = None,
     joins: str = "",
+    splits: bool = False,
 ) -> Any:
     """An option.
 
     ``least`` and ``above`` bound numbers; ``shared``: part of what a run must share with a store to
     go on with it; ``flag``: whether the command line has it as ``--name``; ``word``: words that
-    stand for values; ``joins``: what a list of texts is put together by, where one text is wanted.
+    stand for values; ``joins``: what a list of texts is put together by, where one text is wanted;
+    ``splits``: whether texts of a list are lists themselves, by commas.
     """
     meta = {
         "help": help, "metavar": metavar, "least": least, "above": above, "shared": shared,
-        "flag": flag, "word": word or {}, "joins": joins,
+        "flag": flag, "word": word or {}, "joins": joins, "splits": splits,
     }  # fmt: skip
     return field(default=default, metadata=meta)
 
@@ -72,13 +74,34 @@ class Options:
         None, "which effects of the recipe, or all (default: its usual ones)", metavar="E"
     )
     sequence_length: int = _option(256, "tokens a sequence", metavar="N", least=2)
-    max_tokens: int | None = _option(
-        1024, "tokens in all, or 'all'", metavar="N", least=3, word={"all": None}
+    max_tokens: int | Literal["usual"] | None = _option(
+        "usual",
+        "tokens in all, or 'all' (default: 1024 of running text, all of prompts)",
+        metavar="N",
+        least=3,
+        word={"all": None},
     )
     per_document: bool = _option(False, "begin a new sequence with every document")
     bos: Literal["add", "text"] = _option(
         "add",
         "the token that begins a sequence, add: where the text does not have it; text: only there",
+    )
+    columns: list[str] | None = _option(
+        None,
+        "fields of the documents that label their tokens: category,split",
+        metavar="C",
+        shared=True,
+        splits=True,
+    )
+    keep: list[str] | None = _option(
+        None,
+        "tokens that means are over: usual, all, last, target, role:NAME, COLUMN=VALUE; where "
+        "several are named, all must hold",
+        metavar="K",
+        shared=True,
+    )
+    chat_template_kwargs: dict[str, Any] | None = _option(
+        None, "of the tokenizer's chat template, as JSON", metavar="JSON", shared=True
     )
     dtype: str | None = _option(None, "of the weights (default: the checkpoint's own)", metavar="D")
     activations: bool = _option(False, "keep every activation: neuron × token", shared=True)
@@ -125,8 +148,8 @@ class Options:
     def said(self) -> dict[str, Any]:
         """What differs from the defaults, of what can be written down."""
         found = {each.name: getattr(self, each.name) for each in fields(self)}
-        written = {k: v for k, v in found.items() if isinstance(v, str | int | float | list)}
-        for left_out in ("command_line", "progress", "out"):
+        written = {k: v for k, v in found.items() if isinstance(v, str | int | float | list | dict)}
+        for left_out in ("overrides", "command_line", "progress", "out"):
             written.pop(left_out, None)
         return {k: v for k, v in written.items() if v != getattr(type(self), k)}
 
@@ -164,8 +187,12 @@ def _read(option: Field[Any], kind: Any, value: Any) -> Any:
     name = option.name
     if isinstance(value, str) and value in meta(option, "word"):
         value = meta(option, "word")[value]
-    if name == "effects" and isinstance(value, str):
+    if "list" in str(kind) and isinstance(value, str) and not meta(option, "joins"):
         value = [value]
+    if meta(option, "splits") and isinstance(value, list):
+        value = [part.strip() for each in value for part in str(each).split(",") if part.strip()]
+    if "dict" in str(kind) and isinstance(value, str):
+        value = _json(name, value)
     joins = meta(option, "joins")
     if joins and hasattr(value, "__array__"):  # of numpy, xarray or pandas
         import numpy as np
@@ -190,7 +217,25 @@ def _read(option: Field[Any], kind: Any, value: Any) -> Any:
     return found
 
 
+def _json(name: str, text: str) -> Any:
+    import json
+
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfregError(f"--{name.replace('_', '-')} is no JSON: {error.msg}.") from None
+
+
 def _kind(kind: Any) -> str:
     parts = get_args(kind) or (kind,)
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    return " or ".join(words.get(part, str(part)) for part in parts if part is not type(None))
+    said = (
+        " or ".join(map(repr, get_args(part)))
+        if get_origin(part) is Literal
+        else "a JSON object"
+        if get_origin(part) is dict
+        else words.get(part, str(part))
+        for part in parts
+        if part is not type(None)
+    )
+    return " or ".join(said)

@@ -104,33 +104,33 @@ class Study:
     def tokens(self) -> Text:
         """The text as an axis, ``token``: cut into sequences of ``--sequence-length``.
 
+        Prompts and chats are a sequence each, see `confreg.tokens.documents`; what answers them is
+        ``tokens().table.answers``.
+
         Raises
         ------
         ConfregError
             No token is kept, or sequences are longer than the model has positions for.
         """
+        return self._text(self._table())
+
+    def _table(self, keep: bool = True) -> TokenTable:
         from confreg import tokens
 
         o, about = self.options, self.model.about
         with waiting(f"tokenising {self.corpus.name}"):
-            table = tokens.cut(
-                self.corpus, about.tokenizer, o.sequence_length, o.max_tokens, o.per_document, o.bos
-            )
-        return self._text(table)
+            return tokens.lay_out(
+                self.corpus, about.tokenizer, o.sequence_length, o.max_tokens, o.per_document,
+                o.bos, columns=o.columns or (), keep=(o.keep or ()) if keep else (),
+                template=o.chat_template_kwargs, positions=about.max_length,
+            )  # fmt: skip
 
     def sample(self) -> Text:
         """The run's text as it is, as the axis ``sample``: for means over ordinary text.
 
         It is cut as `tokens` cuts it, and has no labels of its own.
         """
-        from confreg import tokens
-
-        o, about = self.options, self.model.about
-        with waiting(f"tokenising {self.corpus.name}"):
-            table = tokens.cut(
-                self.corpus, about.tokenizer, o.sequence_length, o.max_tokens, o.per_document, o.bos
-            )
-        return self._fed(table, "sample")
+        return self._fed(self._table(keep=False), "sample")
 
     def repeats(
         self,
@@ -159,6 +159,7 @@ class Study:
             As `tokens`, or the numbers make no sense.
         """
         from confreg import tokens
+        from confreg.tokens.laying import USUAL
 
         o = self.options
         if o.bos == "text":
@@ -166,9 +167,15 @@ class Study:
                 "--bos text is for running text: what comes again is laid out in sequences that "
                 "begin with the tokenizer's own token, where it has one."
             )
+        if o.columns or o.keep or o.chat_template_kwargs:
+            raise ConfregError(
+                "--columns, --keep and --chat-template-kwargs are for text as it is: what comes "
+                "again has labels of its own, and keeps the second occurrence."
+            )
+        most = USUAL if o.max_tokens == "usual" else o.max_tokens
         with waiting(f"looking for what comes again in {self.corpus.name}"):
             table = tokens.repeats.of_kind(
-                self.corpus, self.model.about.tokenizer, o.sequence_length, o.max_tokens, o.seed,
+                self.corpus, self.model.about.tokenizer, o.sequence_length, most, o.seed,
                 repeats=repeats, length=length, separator=separator, ngram=ngram, gap=gap,
                 count=count, banned=banned, rows=self.model.about.vocab_size,
             )  # fmt: skip

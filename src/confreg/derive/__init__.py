@@ -259,4 +259,5 @@ def _mean(
 ) -> np.ndarray:
     """One effect's mean over the kept tokens at which it is a number, (n,)."""
     undefined = _column(ds, "effect_undefined", effects, effect)
-    return _column(ds, name, effects, effect) / (kept - undefined)
+    with np.errstate(invalid="ignore"):
+        return _column(ds, name, effects, effect) / (kept - undefined)

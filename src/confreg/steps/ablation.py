@@ -254,6 +254,8 @@ class _Ablation:
             return
         start = spans.bounds[self.tokens.name][0]
         kept = self.tokens.keep[spans[self.tokens.name]]
+        # What no token follows has no loss, and may be kept for other effects.
+        kept = kept & (self.tokens.table.next_token_id[spans[self.tokens.name]] >= 0)
         wrong = np.flatnonzero(kept & ~np.isfinite(block["loss"]))
         if len(wrong):
             table, at = self.tokens.table, start + int(wrong[0])

@@ -37,7 +37,8 @@ def effect_means(subject: str, effects: Sequence[Effect], kept: int) -> Derivati
         found: dict[str, Any] = {"effects_undefined": undefined(ds)}
         for name in ("mean", "abs_mean"):
             source = "effect_sum" if name == "mean" else "effect_abs_sum"
-            table = ds[source].values / (kept - ds["effect_undefined"].values)
+            with np.errstate(invalid="ignore"):  # an effect that is defined at no kept token
+                table = ds[source].values / (kept - ds["effect_undefined"].values)
             signed = ds["effect_sum"].values
             for column, effect in enumerate(effects):
                 if effect.measure.reduced is not None:

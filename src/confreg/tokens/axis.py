@@ -19,6 +19,9 @@ _MARKS = {
     "aligned": "position in the occurrence, -1 if in none",
     "matched": "whether the text goes on alike after both occurrences",
     "compared": "whether means over an occurrence include the token",
+    "document": "document that the token is in, counted from 0",
+    "role": "whose message the token is of",
+    "target_index": "which token of the target comes next, -1 if none",
 }
 
 
@@ -100,8 +103,11 @@ def text_axis(table: TokenTable, name: str = "token") -> Text:
         "keep": Label(table.keep, "whether reductions over tokens include the token"),
     }
     for mark, values in table.marks.items():
-        narrow = values.astype(np.int32) if values.dtype.kind == "i" else values
-        labels[mark] = Label(narrow, _MARKS[mark])
+        narrow = mark in _MARKS and values.dtype.kind == "i"
+        labels[mark] = Label(
+            values.astype(np.int32) if narrow else values,
+            _MARKS.get(mark, f"column {mark} of the document"),
+        )
     if name != "token":
         labels = {name: labels["token"]}
     sequences, kept = len(table.sequences), int(table.keep.sum())

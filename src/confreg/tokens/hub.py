@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any, NamedTuple, cast
 
 from confreg.errors import ConfregError
+from confreg.tokens.documents import kind_of
+from confreg.tokens.records import Placed
 
 FORM = "hf:dataset[/config][:split][#column]"
 _PATTERN = re.compile(
@@ -51,7 +54,7 @@ def parse(source: str) -> Spec:
     return Spec(candidates, match["split"], match["column"])
 
 
-def opener(source: str) -> Callable[[], Iterator[str]]:
+def opener(source: str) -> Callable[[], Iterator[Placed]]:
     """Return a function that streams the column's strings; nothing is fetched before.
 
     Raises
@@ -69,7 +72,7 @@ def opener(source: str) -> Callable[[], Iterator[str]]:
     return lambda: _stream(source, spec)
 
 
-def _stream(source: str, spec: Spec) -> Iterator[str]:
+def _stream(source: str, spec: Spec) -> Iterator[Placed]:
     splits = _load(source, spec)
     split = _choose_split(source, spec.split, list(splits))
     rows = iter(splits[split])
@@ -79,16 +82,28 @@ def _stream(source: str, spec: Spec) -> Iterator[str]:
         return
     except Exception as error:
         raise _unreadable(source, error) from error
-    column = _choose_column(source, spec.column, first)
-    yield _text(source, column, first)
-    while True:
+    place = _placing(source, spec.column, first)
+    yield place(1, first)
+    for number in itertools.count(2):
         try:
             row = next(rows)
         except StopIteration:
             return
         except Exception as error:
             raise _unreadable(source, error) from error
-        yield _text(source, column, row)
+        yield place(number, row)
+
+
+def _placing(source: str, wanted: str | None, row: Mapping[str, Any]) -> Callable[..., Placed]:
+    """How rows like one become records: prompts and chats as they are, else by a column's text."""
+    if wanted is None and kind_of(row) != "text":
+        return lambda number, row: (f"row {number} of {source!r}", row)
+    column = _choose_column(source, wanted, row)
+
+    def place(number: int, row: Mapping[str, Any]) -> Placed:
+        return f"row {number} of {source!r}", {**row, "text": _text(source, column, row)}
+
+    return place
 
 
 def _load(source: str, spec: Spec) -> Mapping[str, Any]:

@@ -22,6 +22,11 @@ Record = Mapping[str, Any]
 Placed = tuple[str, Record]
 """Where a record stands, and the record."""
 
+
+class Cell(str):
+    """A field of a table without types: text that may stand for a number."""
+
+
 PLAIN = (".txt", ".md")
 PACKED = (".gz", ".zst")
 _REFUSED = {
@@ -192,7 +197,7 @@ def _separated(by: str) -> Callable[[Path, IO[bytes]], Iterator[Placed]]:
                     f"{_capital(where)} has not as many fields as the first line has names, "
                     f"{len(lines.fieldnames or [])}."
                 )
-            yield where, row
+            yield where, {name: Cell(value) for name, value in row.items()}
 
     return read
 

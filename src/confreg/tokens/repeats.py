@@ -193,7 +193,7 @@ def of_ngrams(
             f"BOS and the token after need {2 * ngram + gap + 2}."
         )
     cut = tables.cut_sequences(corpus, tokenizer, sequence_length, per_document=True)
-    windows = (ids for ids, _ in cut)
+    windows = (each.ids.tolist() for each in cut)
     usable = _Usable(tokenizer, _banned(banned))
     found = (_natural(ids, usable, ngram, gap) for ids in windows)
     taken = _take((piece for piece in found if piece), count, max_tokens)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from confreg.errors import ConfregError
-from confreg.tokens import records
+from confreg.tokens import documents, records
+from confreg.tokens.records import Placed
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,22 @@ class Corpus:
     """
 
     name: str
-    _open: Callable[[], Iterator[str]]
+    _open: Callable[[], Iterator[str | Placed]]
+
+    def records(self) -> Iterator[Placed]:
+        """Iterate over the documents with all that is said of them, and where they stand."""
+        for number, item in enumerate(self._open(), start=1):
+            if isinstance(item, str):
+                yield f"document {number} of {self.name}", {"text": item}
+            else:
+                yield item
 
     def documents(self) -> Iterator[str]:
-        """Iterate over the documents, each a string, from the first; may be called again."""
-        return self._open()
+        """Iterate over the documents, each a string, from the first; may be called again.
+
+        A prompt is one string with its target, a chat the contents of its messages.
+        """
+        return (documents.plain(*placed) for placed in self.records())
 
 
 def read(text: Any = None) -> Corpus:
@@ -41,7 +53,7 @@ def read(text: Any = None) -> Corpus:
         * nothing: the English help topics that every Python ships, ``pydoc_data.topics``;
         * a string, a path or a list of paths: sources, see :func:`read_sources`;
         * a list (or array, or Series) of strings: the documents themselves;
-        * a list of dicts, or a pandas DataFrame: documents with a field ``text``.
+        * a list of dicts, or a pandas DataFrame: documents as `confreg.tokens.documents` says.
 
     Raises
     ------
@@ -99,7 +111,8 @@ def read_sources(sources: Sequence[str]) -> Corpus:
     """Read files, folders, globs and Hub datasets, one after the other.
 
     A file is one document, or holds several by its name: ``.jsonl``, ``.json``, ``.csv``, ``.tsv``,
-    ``.parquet``, of which the field ``text`` is read; each may be packed, ``.gz`` or ``.zst``. A
+    ``.parquet``, whose records are as `confreg.tokens.documents` says; each may be packed, ``.gz``
+    or ``.zst``. A
     folder stands for such files and for ``.txt`` and ``.md`` in it and below, hidden ones left
     out, in sorted order. What can be read once only, as ``/dev/stdin``, is read at once and kept.
     ``hf:dataset[/config][:split][#column]``
@@ -118,7 +131,7 @@ def read_sources(sources: Sequence[str]) -> Corpus:
         return parts[0]
     return Corpus(
         name=" + ".join(part.name for part in parts),
-        _open=lambda: (document for part in parts for document in part.documents()),
+        _open=lambda: (placed for part in parts for placed in part.records()),
     )
 
 
@@ -142,9 +155,9 @@ def _source(source: str) -> Corpus:
             "list of strings.)"
         )
     if any(_flows(file) for file in files):
-        kept = [text for file in files for text in _documents_of(file)]
+        kept = [placed for file in files for placed in records.of_file(file)]
         return Corpus(source, lambda: iter(kept))
-    return Corpus(source, lambda: (text for file in files for text in _documents_of(file)))
+    return Corpus(source, lambda: (placed for file in files for placed in records.of_file(file)))
 
 
 def _flows(file: Path) -> bool:
@@ -177,18 +190,14 @@ def _files_below(folder: Path) -> list[Path]:
     return found
 
 
-def _documents_of(file: Path) -> Iterator[str]:
-    return (records.text_of(*placed) for placed in records.of_file(file))
-
-
 def _given(items: list[Any]) -> Corpus:
     count = len(items)
     name = f"{count} given document{'s' if count > 1 else ''}"
-    return Corpus(name, lambda: (records.text_of(*placed) for placed in records.of_items(items)))
+    return Corpus(name, lambda: records.of_items(items))
 
 
 def _help_topics() -> Corpus:
-    def documents() -> Iterator[str]:
+    def help_topics() -> Iterator[str]:
         try:
             from pydoc_data.topics import topics
         except ImportError as error:
@@ -199,4 +208,4 @@ def _help_topics() -> Corpus:
         return iter(topics.values())
 
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return Corpus(f"help topics of Python {version} (pydoc_data.topics)", documents)
+    return Corpus(f"help topics of Python {version} (pydoc_data.topics)", help_topics)

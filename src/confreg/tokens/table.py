@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from confreg.errors import ConfregError
+from confreg.tokens import documents, labels
 from confreg.tokens.pieces import piece_texts
+from confreg.tokens.records import Placed
 from confreg.tokens.sources import Corpus
 
 if TYPE_CHECKING:
@@ -19,6 +21,26 @@ if TYPE_CHECKING:
 
 FIRST_KEPT_POSITION = 3  # the first positions attend to next to nothing
 PIECE_LENGTH = 1_000_000  # characters given to the tokenizer at once
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a document's prompt is answered by.
+
+    Attributes
+    ----------
+    token
+        Which token of the table is the prompt's last: what it predicts is the answer's first.
+    targets
+        Accepted answers as token ids. The first is read after the prompt: its k-th token is the
+        table's token ``token + 1 + k``.
+    contrast
+        What the first is compared with, as token ids; empty if with nothing.
+    """
+
+    token: int
+    targets: tuple[tuple[int, ...], ...]
+    contrast: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +59,7 @@ class TokenTable:
     keep
         Whether reductions count the token, bool (T,): its position is 3 or more, it has a
         next token, and neither of the two is special. Of repeats, tokens of the second
-        occurrence only.
+        occurrence only; of prompts that have a target, the last position of the prompt only.
     text
         What the token reads as, see :func:`confreg.tokens.pieces.piece_texts`: object (T,).
     corpus, corpus_hash
@@ -52,6 +74,12 @@ class TokenTable:
         Tokens at which effects are wanted, bool (T,); None: at all.
     warning
         What a reader of the numbers should know of the text; empty if nothing.
+    answers
+        Of documents that are prompts with targets, one a document, in order.
+    ends
+        Of prompts, which tokens are a prompt's last, bool (T,).
+    running
+        Of prompts, what would be kept of running text, bool (T,).
     """
 
     sequences: list[np.ndarray]
@@ -68,6 +96,9 @@ class TokenTable:
     marks: Mapping[str, np.ndarray] = field(default_factory=dict)
     wanted: np.ndarray | None = None
     warning: str = ""
+    answers: tuple[Answer, ...] = ()
+    ends: np.ndarray | None = None
+    running: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Return the number of tokens, T."""
@@ -81,6 +112,7 @@ def cut(
     max_tokens: int | None = None,
     per_document: bool = False,
     bos: Literal["add", "text"] = "add",
+    columns: Sequence[str] = (),
 ) -> TokenTable:
     """Cut a corpus into sequences of one length and label every token.
 
@@ -104,11 +136,15 @@ def cut(
         Cut every document anew.
     bos
         ``"text"``: add no BOS.
+    columns
+        Fields of the records that become labels of their tokens, beside ``document``. What is
+        added, BOS and EOS, is of the document that it stands before.
 
     Raises
     ------
     ConfregError
-        If the lengths make no sense, or the corpus yields fewer than 2 tokens.
+        If a record lacks a column, the lengths make no sense, or the corpus yields fewer than 2
+        tokens.
     """
     if sequence_length < 2:
         raise ConfregError(
@@ -119,10 +155,13 @@ def cut(
         raise ConfregError(f"max_tokens is {max_tokens}: it must be at least 3, BOS and a pair.")
     own = special_ids(tokenizer.bos_token_id)
     n_bos = len(own) if bos == "add" else 0
-    stream = cut_sequences(corpus, tokenizer, sequence_length, per_document, bos)
+    placed: list[Placed] = []
+    stream = cut_sequences(
+        corpus, tokenizer, sequence_length, per_document, bos, placed if columns else None
+    )
     taken = _take(stream, max_tokens, shortest=1 + n_bos)
-    sequences = [ids for ids, _ in taken]
-    added = sum(1 for _, was_added in taken if was_added)
+    sequences = [each.ids for each in taken]
+    added = sum(1 for each in taken if each.added)
     text_tokens = sum(map(len, sequences)) - added
     if text_tokens < 2:
         raise ConfregError(
@@ -130,6 +169,11 @@ def cut(
             f"{'' if text_tokens == 1 else 's'}: at least 2 are needed to predict one."
         )
     table = label(sequences, tokenizer, corpus.name, sequence_length)
+    if columns:
+        document = np.concatenate([each.documents for each in taken])
+        marks = {"document": document, **labels.columns_of(placed, columns, document)}
+        digest = hashlib.sha256(table.corpus_hash.encode() + labels.said(marks)).hexdigest()
+        table = replace(table, marks=marks, corpus_hash=digest)
     there = int(np.isin(table.token_id, own).sum()) - added
     if not there or bos == "text":
         return table
@@ -141,18 +185,27 @@ def cut(
     )
 
 
-def encode(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[bool, list[int]]]:
+def encode(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, placed: list[Placed] | None = None
+) -> Iterator[tuple[bool, list[int]]]:
     """Tokenise a corpus without special tokens, as pairs (begins a document, token ids).
 
     A document of more than a million characters comes in parts that end where a line does,
-    so that memory stays bounded. Empty documents are skipped.
+    so that memory stays bounded. Empty documents are skipped. To ``placed`` the records of the
+    others are added, before their first tokens come.
     """
-    for document in corpus.documents():
+    kind = None
+    for each in corpus.records():
+        kind = documents.kind_of(each[1]) if kind is None else kind
+        documents.same_kind(*each, kind)
         begins = True
-        for part in _parts(document):
+        for part in _parts(documents.plain(*each)):
             # verbose=False: "sequence longer than the maximum" is no news, we cut it.
             ids = tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
             if ids:
+                if begins and placed is not None:
+                    where, record = each
+                    placed.append((where, {k: v for k, v in record.items() if k != "text"}))
                 yield begins, ids
                 begins = False
 
@@ -172,57 +225,71 @@ def special_ids(token_id: Any) -> list[int]:
     return [] if token_id is None else [token_id]
 
 
+class Cut(NamedTuple):
+    """A sequence that was cut: token ids, whether its BOS was added, and its tokens' documents."""
+
+    ids: np.ndarray
+    added: bool
+    documents: np.ndarray
+
+
 def cut_sequences(
     corpus: Corpus,
     tokenizer: PreTrainedTokenizerBase,
     length: int,
     per_document: bool,
     bos: Literal["add", "text"] = "add",
-) -> Iterator[tuple[list[int], bool]]:
+    placed: list[Placed] | None = None,
+) -> Iterator[Cut]:
     """Cut a corpus into sequences of ``length`` tokens, as :func:`cut` does, one by one.
 
-    With each comes whether its BOS was added.
+    Documents are counted from 0, empty ones left out; their records are added to ``placed``.
     """
     first = special_ids(tokenizer.bos_token_id) if bos == "add" else []
     separator = [] if per_document else special_ids(tokenizer.eos_token_id)
     room = length - len(first)
 
-    def begun(ids: list[int]) -> tuple[list[int], bool]:
+    def begun(ids: list[int], owners: list[int]) -> Cut:
         added = bool(first) and ids[:1] != first
-        return (first + ids if added else ids), added
+        if added:
+            ids, owners = first + ids, owners[:1] * len(first) + owners
+        return Cut(np.asarray(ids, dtype=np.int64), added, np.asarray(owners, dtype=np.int64))
 
     held: list[int] = []
-    for number, (begins, ids) in enumerate(encode(corpus, tokenizer)):
-        if begins and number:
+    owners: list[int] = []
+    document = -1
+    for begins, ids in encode(corpus, tokenizer, placed):
+        document += begins
+        if begins and document:
             if per_document and held:
-                yield begun(held)
-                held = []
+                yield begun(held, owners)
+                held, owners = [], []
             held += separator
+            owners += [document] * len(separator)
         held += ids
+        owners += [document] * len(ids)
         full = len(held) - len(held) % room
         for start in range(0, full, room):
-            yield begun(held[start : start + room])
-        held = held[full:]
+            yield begun(held[start : start + room], owners[start : start + room])
+        held, owners = held[full:], owners[full:]
     if held:
-        yield begun(held)
+        yield begun(held, owners)
 
 
-def _take(
-    sequences: Iterator[tuple[list[int], bool]], max_tokens: int | None, shortest: int
-) -> list[tuple[np.ndarray, bool]]:
+def _take(sequences: Iterator[Cut], max_tokens: int | None, shortest: int) -> list[Cut]:
     """Collect sequences up to ``max_tokens`` tokens, and ask for none that would not fit.
 
     None shorter than ``shortest`` is taken: a lone BOS says nothing.
     """
-    taken: list[tuple[np.ndarray, bool]] = []
+    taken: list[Cut] = []
     left = max_tokens
     while left is None or left >= shortest:
-        ids, added = next(sequences, ([], False))
-        if not ids:
+        each = next(sequences, None)
+        if each is None:
             break
-        taken.append((np.asarray(ids[:left], dtype=np.int64), added))
+        taken.append(each._replace(ids=each.ids[:left], documents=each.documents[:left]))
         if left is not None:
-            left -= len(taken[-1][0])
+            left -= len(taken[-1].ids)
     return taken
 
 
