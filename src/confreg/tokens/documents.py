@@ -53,8 +53,10 @@ class Prompt:
 
 def kind_of(record: Mapping[str, Any]) -> Kind:
     """What a record holds, by its fields."""
-    found: Kind = "text"
-    return next((kind for kind in KINDS if record.get(kind) is not None), found)
+    for kind in KINDS:
+        if record.get(kind) is not None:
+            return kind
+    return "text"
 
 
 def same_kind(where: str, record: Mapping[str, Any], kind: Kind) -> None:
