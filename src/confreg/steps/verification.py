@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from confreg.models.network import Network
 
+PASSES = 14
+"""How often its sequence goes through: eight copies and itself, and five times alone."""
 NAMES = ("exact", "series", "largest", "finished", "ahead", "logit")
 
 
@@ -74,7 +76,7 @@ def verification(network: Network, number: int = 0) -> list[Item]:
         gives=tuple(Variable(name, (), "of a verification", "nats", **hidden) for name in names),
         models=(network,),
         unit=unit,
-        cost=lambda spans: 0,
+        cost=lambda spans: PASSES,
         name="verifying the architecture's row",
         check=check,
     )
@@ -82,7 +84,9 @@ def verification(network: Network, number: int = 0) -> list[Item]:
     def row_verified(ds: xr.Dataset) -> dict[str, Any]:
         closed = () if model.after_mlp else ("exact", "series")
         largest = max(float(ds[f"{prefix}_{name}"]) for name in (*closed, "finished", "ahead"))
-        return {f"{prefix}_row": f"{model.row.origin}, verified to {largest:.0e} nats"}
+        effects = float(ds[f"{prefix}_largest"])
+        said = f"{model.row.origin}, verified to {largest:.0e} nats in effects of {effects:.2g}"
+        return {f"{prefix}_row": said}
 
     said = Variable(f"{prefix}_row", (), "where the model's row is from", "", "str")
     return [step, Derivation(row_verified, gives=(said,), reads=tuple(names))]
