@@ -82,6 +82,24 @@ def test_a_configuration_of_other_shapes_is_a_sentence(folder):
         models.load(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_parameters": {"rope_type": "mine", "rope_theta": 1e4}}, "mine"),
+        ({"hidden_act": "mine"}, "mine"),
+        ({"num_attention_heads": 5}, "validate_architecture.*hidden size"),
+        ({"hidden_size": "wide"}, "hidden_size.*wide"),
+        ({"dtype": "float7"}, "float7"),
+        ({"num_hidden_layers": -1}, "does not take"),
+    ],
+)
+def test_a_configuration_that_makes_no_model_is_a_sentence(folder, changes, message):
+    change(folder / "config.json", **changes)
+    with pytest.raises(ConfregError, match=rf"model .*{message}|{message}") as error:
+        models.load(str(folder))
+    assert "\n" not in str(error.value)
+
+
 def test_layers_that_the_configuration_leaves_out_are_not_dropped(folder):
     change(folder / "config.json", num_hidden_layers=2)
     with pytest.raises(ConfregError, match=r"holds 9 weights .*does not take \(model.layers.2"):

@@ -1,5 +1,7 @@
 """What a run shows on the way."""
 
+import time
+
 from confreg import progress
 
 
@@ -27,3 +29,30 @@ def test_a_failed_run_says_where_it_stood(capsys):
     except KeyboardInterrupt:
         pass
     assert "measuring: 3 of 10 tokens" in capsys.readouterr().err
+
+
+def test_what_takes_long_is_said_once_it_does(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "PATIENCE", 0.05)
+    with progress.Progress().heard():
+        with progress.waiting("reading a large file"):
+            time.sleep(0.3)
+        with progress.waiting("reading a small file"):
+            pass
+    time.sleep(0.2)
+    assert capsys.readouterr().err == "confreg: reading a large file ...\n"
+
+
+def test_nothing_is_said_unasked(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    with progress.waiting("reading"):
+        time.sleep(0.1)
+    with progress.Progress(show=False).heard(), progress.waiting("reading"):
+        time.sleep(0.1)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_step_in_a_log_is_a_line_once_it_takes_long(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "PATIENCE", 0.05)
+    with progress.Progress().step("loading m"):
+        time.sleep(0.3)
+    assert capsys.readouterr().err == "confreg: loading m ...\n"

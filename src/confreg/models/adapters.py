@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from confreg.errors import ConfregError
+from confreg.errors import ConfregError, said
 
 CONFIGURATION = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -62,10 +62,9 @@ def _fetch(name: str) -> Path:
             )
         )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfregError(
             f"There is no adapter {name!r}: it is no folder here, and the Hugging Face Hub does "
-            f"not give it ({first})."
+            f"not give it ({said(error)})."
         ) from error
 
 
@@ -110,10 +109,5 @@ def attach(network: Any, name: str | Path, model: str) -> None:
     try:
         peft.attach(network, str(folder))
     except Exception as error:  # peft's, torch's and safetensors' own
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        # torch's first line says that there are errors, and the second which.
-        said = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
-        raise ConfregError(
-            f"The adapter {name} is not one of {model}: {said or type(error).__name__}"
-        ) from error
+        raise ConfregError(f"The adapter {name} is not one of {model}: {said(error)}") from error
     network.eval().requires_grad_(False)

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from confreg.errors import ConfregError
+from confreg.errors import ConfregError, said
 from confreg.models import adapters, gguf, prequantized
 from confreg.models.checkpoint import (
     check_adapters,
@@ -137,6 +137,7 @@ def _found_out(source: Source, dtype: str | None) -> Description:
     with _named(source, "structure"):
         network = functools.cache(lambda: weightless(config))
         row = lookup.find(config, source.name, network)
+        sizes = module_sizes(network(), row)
     if source.gguf:
         gguf.check_keys(Path(source.path) / source.gguf, config, row, source.name)
         dtype = dtype or "float32"  # what transformers dequantises to
@@ -149,7 +150,7 @@ def _found_out(source: Source, dtype: str | None) -> Description:
         source.name,
         source.revision if source.local else _commit(source),
         dtype,
-        module_sizes(network(), row),
+        sizes,
         row,
     )
 
@@ -258,14 +259,12 @@ def _sentence(source: Source, part: str, error: BaseException) -> str:
         kinds |= {kind.__name__ for kind in type(cause).__mro__}
         cause = cause.__cause__ or cause.__context__
     name = source.name + (f"@{source.revision}" if source.revision and not source.local else "")
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    first = said(error)
     if "offload_folder" in str(error):
         return (
             f"The weights of {name} are converted as they are read, so layers cannot stay in its "
             "files: say where accelerate may write them, -P offload_folder=FOLDER."
         )
-    if isinstance(error, KeyError | AttributeError | TypeError):  # a bare word says nothing
-        first = f"{type(error).__name__}: {first}"
     if "trust_remote_code" in str(error):
         return (
             f"{name} is made of code that lies beside its weights. confreg never runs code of a "
