@@ -251,6 +251,24 @@ class Study:
         chosen = choose(spec, layer, about.n_layers, about.n_neurons, self.seed, about.n_experts)
         return neuron_axis(chosen, about.n_neurons, name)
 
+    def every_neuron(self) -> NeuronAxis:
+        """Neurons as an axis: those that ``--neurons`` names, by default all of every layer.
+
+        Raises
+        ------
+        ConfregError
+            Neurons that do not exist.
+        """
+        from confreg.subjects.neurons import Neurons, neuron_axis
+
+        if self.options.neurons != "all":
+            return self.neurons()
+        about = self.model.about
+        layer = np.repeat(np.arange(about.n_layers), about.n_neurons)
+        index = np.tile(np.arange(about.n_neurons), about.n_layers)
+        each = about.n_neurons // about.n_experts if about.n_experts > 1 else 0
+        return neuron_axis(Neurons(layer, index, each), about.n_neurons)
+
     def _check_tokens(self, other: Network) -> None:
         mine, theirs = self.model.about.tokenizer, other.about.tokenizer
         if mine.get_vocab() != theirs.get_vocab():

@@ -41,9 +41,10 @@ from .prediction import Comparison, Prediction
 from .readout import MetaWeightError, Readout, read_readout
 from .routed import Routed
 from .site import Site
-from .tasks import Activations, FrequencyWeights, Prefixes, Weights
+from .tasks import Activations, FrequencyWeights, NullSpace, Prefixes, Vocabulary, Weights
 from .unit import Entries, Tokens, Unit
 from .values import ablation_values, pick, replaced
+from .vocabulary import null_statistics, vocabulary_statistics
 from .weights import weight_statistics
 from .write import Write
 
@@ -58,6 +59,7 @@ __all__ = [
     "FrequencyWeights",
     "Measure",
     "MetaWeightError",
+    "NullSpace",
     "Prediction",
     "Prefixes",
     "Readout",
@@ -69,6 +71,7 @@ __all__ = [
     "Together",
     "Tokens",
     "Unit",
+    "Vocabulary",
     "Weights",
     "Write",
     "ablation_values",
@@ -82,6 +85,7 @@ __all__ = [
     "kl_frequency",
     "loss",
     "norm_scale",
+    "null_statistics",
     "pick",
     "prefix_matching",
     "rank",
@@ -92,5 +96,6 @@ __all__ = [
     "tempered_divergence",
     "top1",
     "unedited",
+    "vocabulary_statistics",
     "weight_statistics",
 ]

@@ -3,6 +3,7 @@
 from .frequency import frequency_cosines
 from .heads import prefix_matching
 from .values import pick
+from .vocabulary import null_statistics, vocabulary_statistics
 from .weights import weight_statistics
 
 
@@ -96,6 +97,64 @@ class FrequencyWeights:
     def cosines(self, sites, like):
         """Cosines (L, n) float32, of a `Site` a layer."""
         return frequency_cosines(sites, like, self.counts, self.memory, self.centre_vocabulary)
+
+
+class Vocabulary:
+    """Finds how some neurons of one layer write to the vocabulary.
+
+    Parameters
+    ----------
+    inputs : Tensor (1, L) int64
+    layer : int
+    index : Tensor (n,) int64
+    owned, memory, centre_vocabulary, top
+        As of `confreg.effects.vocabulary.vocabulary_statistics`.
+    """
+
+    def __init__(self, inputs, layer, index, owned, memory, centre_vocabulary, top):
+        self.inputs = inputs
+        self.layer = layer
+        self.index = index
+        self.owned = owned
+        self.memory = memory
+        self.centre_vocabulary = centre_vocabulary
+        self.top = top
+
+    def statistics(self, site, like):
+        """What `vocabulary_statistics` returns."""
+        return vocabulary_statistics(
+            site, self.index, like, self.owned, self.memory, self.centre_vocabulary, self.top
+        )
+
+
+class NullSpace:
+    """Finds norms and ρ of neurons of several layers.
+
+    Parameters
+    ----------
+    inputs : Tensor (1, L) int64
+    layers : list of int
+    chosen : list of Tensor (n,) int64
+        Of each layer, its neurons.
+    owned, null_dims, memory, centre_vocabulary
+        As of `confreg.effects.weights.weight_statistics`.
+    """
+
+    def __init__(self, inputs, layers, chosen, owned, null_dims, memory, centre_vocabulary):
+        self.inputs = inputs
+        self.layers = layers
+        self.chosen = chosen
+        self.owned = owned
+        self.null_dims = null_dims
+        self.memory = memory
+        self.centre_vocabulary = centre_vocabulary
+
+    def statistics(self, sites, like):
+        """What `null_statistics` returns, of a `Site` a layer."""
+        return null_statistics(
+            sites, self.chosen, like, self.null_dims, self.owned, self.memory,
+            self.centre_vocabulary,
+        )  # fmt: skip
 
 
 class Prefixes:

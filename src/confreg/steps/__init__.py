@@ -5,6 +5,7 @@
 """
 
 from confreg.steps.ablation import ablation
+from confreg.steps.census import null_space, vocabulary_statistics
 from confreg.steps.prefix import prefix_scores
 from confreg.steps.values import ablation_value
 from confreg.steps.weights import frequency_cosines, weight_statistics
@@ -13,6 +14,8 @@ __all__ = [
     "ablation",
     "ablation_value",
     "frequency_cosines",
+    "null_space",
     "prefix_scores",
+    "vocabulary_statistics",
     "weight_statistics",
 ]

@@ -93,7 +93,7 @@ def weight_statistics(
             ),
         ),
     )
-    return [step, _chance(model.d_model, len(neurons))]
+    return [step, chance_of_null_fraction(model.d_model, len(neurons))]
 
 
 def weights(model: Any, unit: Any) -> dict[str, Any]:
@@ -105,7 +105,9 @@ def weights(model: Any, unit: Any) -> dict[str, Any]:
     return found
 
 
-def _chance(width: int, count: int) -> Derivation:
+def chance_of_null_fraction(width: int, count: int) -> Derivation:
+    """What ρ random directions of some width have, on average and the largest of ``count``."""
+
     def chance(ds: xr.Dataset) -> dict[str, float]:
         from scipy import stats
 
