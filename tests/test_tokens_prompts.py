@@ -207,6 +207,14 @@ def test_prompts_without_targets_keep_what_running_text_keeps_or_the_last(tokeni
     assert kept(laid(rows, tokenizer, keep=["last"]), tokenizer) == [len(table) - 1]
 
 
+def test_prompts_without_a_target_stand_beside_those_that_have_one(tokenizer):
+    table = laid([*QUESTIONS, {"prompt": "the cat sat"}], tokenizer)
+    assert table.answers[2].targets == ()
+    assert table.answers[2].token == len(table) - 1
+    assert np.flatnonzero(table.keep).tolist() == [each.token for each in table.answers]
+    assert table.next_token_id[-1] == table.marks["target_index"][-1] == -1
+
+
 def test_bos_stands_once_or_not_at_all(tokenizer):
     rows = [{"prompt": "<s>the cat"}, {"prompt": "the cat"}]
     assert [row.tolist().count(0) for row in laid(rows, tokenizer).sequences] == [1, 1]
@@ -233,7 +241,6 @@ WRONG = {
     "an empty prompt": ({"prompt": "", "target": " sat"}, ["prompt is empty"]),
     "another kind": ({"text": "the cat"}, ["'text'", "'prompt'"]),
     "no kind": ({"question": "the cat"}, ["neither"]),
-    "no target where others have": ({"prompt": "the cat", "category": ""}, ["has no target"]),
     "a list in a column": (
         {"prompt": "the cat", "target": " sat", "category": [1]}, ["type list"]
     ),
@@ -296,3 +303,53 @@ def test_options_are_read_from_the_command_line_and_from_python():
     assert Options.read({"max_tokens": "all"}).max_tokens is None
     with pytest.raises(ConfregError, match="is no JSON"):
         Options.read({"chat_template_kwargs": "{"})
+
+
+def shipped(name):
+    return [record for _, record in tokens.read(f"confreg:{name}").records()]
+
+
+def test_questions_of_fact_come_with_controls_that_nothing_answers():
+    rows = {row["prompt_id"]: row for row in shipped("questions")}
+    answered = [row for row in rows.values() if row["answerable"]]
+    assert len(answered) == 120
+    assert len(rows) == 240
+    categories = [row["category"] for row in answered]
+    assert {categories.count(each) for each in set(categories)} == {20}
+    assert len(set(categories)) == 6
+    for row in answered:
+        control = rows[row["prompt_id"] + "-control"]
+        assert (control["category"], "target" in control) == (row["category"], False)
+        # The same sentence about something that there is not.
+        words = [row["prompt"].split(), control["prompt"].split()]
+        shared = set(words[0]) & set(words[1])
+        assert len(shared) >= 4
+        assert row["target"].startswith(" ")
+    assert len({row["prompt"] for row in rows.values()}) == 240
+
+
+def test_conflicts_state_another_answer_than_the_known_one():
+    rows = shipped("conflicts")
+    assert len(rows) == 60
+    known = {row["target"] for row in shipped("questions") if row["answerable"]}
+    for row in rows:
+        assert row["prompt"].endswith(row["closed"])
+        assert row["target"].strip() in row["prompt"]
+        assert row["contrast"] != row["target"]
+        assert {row["contrast"], row["target"]} <= known
+
+
+def test_only_what_is_shipped_is_there():
+    with pytest.raises(ConfregError, match="confreg:conflicts, confreg:questions"):
+        tokens.read("confreg:answers")
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("name", ["questions", "conflicts"])
+def test_shipped_targets_follow_their_prompts(name):
+    from confreg import models
+
+    table = tokens.lay_out(
+        tokens.read(f"confreg:{name}"), models.describe("smollm2-135m").tokenizer
+    )
+    assert table.keep.sum() == len(shipped(name))

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from confreg.errors import ConfregError
-from confreg.results import tables
+from confreg.results import groups, tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -176,6 +176,55 @@ class Accessor:
         """The tokens over which reductions run."""
         keep = self._coordinate("keep")
         return self._ds.isel({keep.dims[0]: keep.values})
+
+    def mean(self, by: str) -> xr.Dataset:
+        """Means of effects over the kept tokens of each value of a label, see `groups.mean`.
+
+        Parameters
+        ----------
+        by : str
+            A coordinate of ``token``: ``"category"``, ``"role"``, ``"position"``.
+
+        Returns
+        -------
+        Dataset
+            ``effect_mean_by``, ``effect_abs_mean_by``, ``group_size`` and, where both pathways were
+            measured, ``te_by``, ``de_by``, ``te_mediated_by`` and ``mediated_by``, over the
+            dimension ``group``.
+
+        Raises
+        ------
+        ConfregError
+            The dataset holds no effects at single tokens, or tokens have no such label.
+        """
+        return groups.mean(self._ds, by)
+
+    def compare_groups(
+        self, first: Any, second: Any, by: str = "category", *, draws: int = 2000, seed: int = 0
+    ) -> xr.Dataset:
+        """How mean effects differ between two groups of documents, see `groups.compare`.
+
+        Parameters
+        ----------
+        first, second
+            Values of ``by``.
+        by : str
+            A coordinate of ``token`` that has one value in each document.
+        draws, seed : int
+            Permutations of, and resamples of, documents.
+
+        Returns
+        -------
+        Dataset
+            ``difference``, ``p``, and ``low`` and ``high`` of a 95 % interval, each
+            ``(subject, effect)``.
+
+        Raises
+        ------
+        ConfregError
+            As `mean`; or a document is in both groups, or there are too few.
+        """
+        return groups.compare(self._ds, first, second, by, draws, seed)
 
     def _coordinate(self, name: str) -> xr.DataArray:
         if name not in self._ds.coords:

@@ -82,8 +82,8 @@ def cut_prompts(
     TokenTable
         With the marks ``document``, ``target_index``, ``role`` (of chats), ``prompt_id`` (where
         all records have it) and the columns, and
-        with an `Answer` a document where targets are given. It keeps the last position of prompts
-        that have a target, and of others what running text keeps.
+        with an `Answer` a document where any has a target. Then it keeps the last position of
+        every prompt, and otherwise what running text keeps.
 
     Raises
     ------
@@ -116,13 +116,6 @@ def cut_prompts(
             f"Not even the first document of {corpus.name} has at most {max_tokens} tokens."
             if warning
             else f"The text ({corpus.name}) holds no document."
-        )
-    answered = sum(bool(each.targets) for each in taken)
-    if 0 < answered < len(taken):
-        without = next(each for each in taken if not each.targets)
-        raise ConfregError(
-            f"{_capital(without.said.where)} has no target, and others have one: give all a target "
-            "or none."
         )
     return replace(_table(taken, tokenizer, corpus.name, columns), warning=warning)
 
@@ -236,7 +229,7 @@ def _table(
         roles[:] = [role for each in taken for role in _every_role(each)]
         marks["role"] = roles
     answers: tuple[Answer, ...] = ()
-    if taken[0].targets:
+    if any(each.targets for each in taken):
         marks["target_index"] = index
         answers = tuple(
             Answer(last, each.targets, each.contrast) for last, each in zip(lasts, taken)

@@ -14,6 +14,8 @@ from confreg.errors import ConfregError
 from confreg.tokens import documents, records
 from confreg.tokens.records import Placed
 
+SHIPPED = "confreg:"
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -115,7 +117,8 @@ def read_sources(sources: Sequence[str]) -> Corpus:
     or ``.zst``. A
     folder stands for such files and for ``.txt`` and ``.md`` in it and below, hidden ones left
     out, in sorted order. What can be read once only, as ``/dev/stdin``, is read at once and kept.
-    ``hf:dataset[/config][:split][#column]``
+    ``confreg:questions`` and ``confreg:conflicts`` are prompts that confreg comes with, see
+    docs/prompts.md. ``hf:dataset[/config][:split][#column]``
     is streamed from the Hugging Face Hub and needs ``pip install "confreg[hf]"``.
 
     Raises
@@ -140,6 +143,9 @@ def _source(source: str) -> Corpus:
         from confreg.tokens import hub
 
         return Corpus(source, hub.opener(source))
+    if source.startswith(SHIPPED):
+        file = _shipped(source)
+        return Corpus(source, lambda: records.of_file(file))
     path = Path(source).expanduser()
     if _exists(path):
         files = _files_below(path) if path.is_dir() else [path]
@@ -158,6 +164,21 @@ def _source(source: str) -> Corpus:
         kept = [placed for file in files for placed in records.of_file(file)]
         return Corpus(source, lambda: iter(kept))
     return Corpus(source, lambda: (placed for file in files for placed in records.of_file(file)))
+
+
+def _shipped(source: str) -> Path:
+    """The file of a set of prompts that comes with confreg."""
+    import confreg.recipes
+
+    folder = Path(next(iter(confreg.recipes.__path__))) / "data"
+    file = folder / f"{source.removeprefix(SHIPPED)}.jsonl"
+    known = sorted(each.stem for each in folder.glob("*.jsonl"))
+    if file.stem not in known:
+        raise ConfregError(
+            f"There is no {source!r}; confreg comes with "
+            f"{', '.join(SHIPPED + each for each in known)}."
+        )
+    return file
 
 
 def _flows(file: Path) -> bool:

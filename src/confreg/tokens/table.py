@@ -32,8 +32,8 @@ class Answer:
     token
         Which token of the table is the prompt's last: what it predicts is the answer's first.
     targets
-        Accepted answers as token ids. The first is read after the prompt: its k-th token is the
-        table's token ``token + 1 + k``.
+        Accepted answers as token ids; none where none is known. The first is read after the
+        prompt: its k-th token is the table's token ``token + 1 + k``.
     contrast
         What the first is compared with, as token ids; empty if with nothing.
     """
@@ -59,7 +59,7 @@ class TokenTable:
     keep
         Whether reductions count the token, bool (T,): its position is 3 or more, it has a
         next token, and neither of the two is special. Of repeats, tokens of the second
-        occurrence only; of prompts that have a target, the last position of the prompt only.
+        occurrence only; of prompts, where some have a target, the last position of each only.
     text
         What the token reads as, see :func:`confreg.tokens.pieces.piece_texts`: object (T,).
     corpus, corpus_hash
@@ -75,7 +75,7 @@ class TokenTable:
     warning
         What a reader of the numbers should know of the text; empty if nothing.
     answers
-        Of documents that are prompts with targets, one a document, in order.
+        Of documents that are prompts, some with targets, one a document, in order.
     ends
         Of prompts, which tokens are a prompt's last, bool (T,).
     running

@@ -1,0 +1,247 @@
+"""Effects by groups of tokens, of a stored cube: means, and differences with what chance gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from confreg.errors import ConfregError
+
+_CHUNK = 64  # entries that are read at once
+_DRAWS = 256  # permutations, or resamples, that are held at once
+
+
+def mean(ds: xr.Dataset, by: str) -> xr.Dataset:
+    """Means of effects over the kept tokens of each group.
+
+    Parameters
+    ----------
+    ds : Dataset
+        With ``effects (subject, token, effect)``.
+    by : str
+        A coordinate of ``token``, whose values are the groups.
+
+    Returns
+    -------
+    Dataset
+        ``effect_mean_by`` and ``effect_abs_mean_by (subject, effect, group)``, over the tokens at
+        which the effect is defined; ``group_size (group)``, kept tokens; and where the run had
+        both pathways, ``te_by``, ``de_by``, ``te_mediated_by`` and ``mediated_by (subject,
+        group)``. The coordinate ``group`` has the values of ``by``.
+
+    Raises
+    ------
+    ConfregError
+        The dataset holds no such effects or labels, or the label is none of tokens.
+    """
+    effects, labels = _checked(ds, by)
+    keep = ds["keep"].values
+    groups, codes = np.unique(labels[keep], return_inverse=True)
+    one = np.eye(len(groups))[codes]  # (kept, group)
+    signed, absolute = [], []
+    for block in _blocks(effects, keep):
+        defined = np.isfinite(block)
+        block = np.where(defined, block, 0.0)
+        with np.errstate(invalid="ignore"):
+            count = _summed(defined, one)
+            signed.append(_summed(block, one) / count)
+            absolute.append(_summed(np.abs(block), one) / count)
+    subject = effects.dims[0]
+    dims, units = (subject, "effect", "group"), {"units": "see effect_units"}
+    over = f"over kept tokens of one {by}"
+    found = xr.Dataset(
+        {
+            "effect_mean_by": (
+                dims, np.concatenate(signed), {"long_name": f"mean effect {over}", **units}
+            ),
+            "effect_abs_mean_by": (
+                dims, np.concatenate(absolute),
+                {"long_name": f"mean absolute effect {over}", **units},
+            ),
+            "group_size": (
+                "group", np.bincount(codes, minlength=len(groups)),
+                {"long_name": f"kept tokens of one {by}", "units": "1"},
+            ),
+        },
+        coords={
+            "group": ("group", groups, {"long_name": str(ds[by].attrs.get("long_name", by))}),
+            **{k: v for k, v in effects.coords.items() if "token" not in v.dims},
+        },
+        attrs={"by": by},
+    )  # fmt: skip
+    return found.assign(_mediation(ds, found))
+
+
+def _mediation(ds: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
+    names = [ds.attrs.get(f"mediated_{pathway}") for pathway in ("total", "direct")]
+    if not all(name in found["effect"].values for name in names):
+        return {}
+    te, de = (
+        found["effect_abs_mean_by"].sel(effect=name).reset_coords(drop=True) for name in names
+    )
+    share = (1 - de / te).assign_attrs(long_name="share of the total effect that is mediated")
+    every = {"te_by": te, "de_by": de, "te_mediated_by": te - de, "mediated_by": share}
+    words = ("mean absolute total effect", "mean absolute direct effect", "te_by - de_by")
+    for (name, array), text in zip(list(every.items())[:3], words):
+        every[name] = array.assign_attrs(long_name=f"{text}, by group")
+    return every
+
+
+def compare(
+    ds: xr.Dataset, first: Any, second: Any, by: str, draws: int = 2000, seed: int = 0
+) -> xr.Dataset:
+    """How mean effects differ between two groups of documents.
+
+    What is drawn are documents, never tokens of one: two tokens of a document are no two pieces of
+    evidence.
+
+    Parameters
+    ----------
+    ds : Dataset
+        With ``effects (subject, token, effect)``.
+    first, second
+        Values of ``by``.
+    by : str
+        A coordinate of ``token`` that has one value in each document.
+    draws : int
+        Permutations, and resamples.
+    seed : int
+
+    Returns
+    -------
+    Dataset
+        ``difference (subject, effect)``, the mean over kept tokens of the first group less that
+        of the second; ``p``, the share of permutations of the documents' groups whose difference
+        is at least as large in absolute value, (1 + count) / (1 + draws); ``low`` and ``high``, a
+        95 % percentile interval by resampling documents within each group. ``documents (side)``
+        says how many there are.
+
+    Raises
+    ------
+    ConfregError
+        As `mean`; no kept token has a value, a document is in both groups, or a group has fewer
+        than two documents.
+    """
+    effects, labels = _checked(ds, by)
+    if draws < 1:
+        raise ConfregError(f"draws is at least 1, not {draws}.")
+    there = np.unique(labels[ds["keep"].values])
+    for value in (first, second):
+        if value not in there:
+            some = ", ".join(map(repr, there.tolist()[:12]))
+            raise ConfregError(f"No kept token has {by} {value!r}; there are {some}.")
+    used = ds["keep"].values & ((labels == first) | (labels == second))
+    document = ds["document" if "document" in ds.coords else "sequence"].values[used]
+    names, codes = np.unique(document, return_inverse=True)
+    is_first = np.zeros(len(names), dtype=bool)
+    is_first[codes[labels[used] == first]] = True
+    if (is_first[codes] != (labels[used] == first)).any():
+        raise ConfregError(
+            f"{by!r} is not the same throughout a document: {first!r} and {second!r} cannot be "
+            "compared over documents."
+        )
+    sizes = [int(is_first.sum()), int((~is_first).sum())]
+    if min(sizes) < 2:
+        raise ConfregError(
+            f"{first!r} has {sizes[0]} and {second!r} {sizes[1]} documents: a comparison needs two "
+            "of each."
+        )
+    generator = np.random.default_rng(seed)
+    permuted = np.stack([generator.permutation(is_first) for _ in range(draws)]).astype(np.float64)
+    weights = [_resampled(generator, mask, draws) for mask in (is_first, ~is_first)]
+    one = np.eye(len(names))[codes]
+    parts = []
+    for block in _blocks(effects, used):
+        defined = np.isfinite(block)
+        sums, counts = _summed(np.where(defined, block, 0.0), one), _summed(defined, one)
+        parts.append(_compared(sums, counts, is_first, permuted, weights))
+    dims = (effects.dims[0], "effect")
+    long_names = {
+        "difference": f"mean effect where {by} is {first} less that where it is {second}",
+        "p": "share of permutations of documents that differ at least as much",
+        "low": "2.5 % percentile of the difference over resampled documents",
+        "high": "97.5 % percentile of the difference over resampled documents",
+    }
+    units = {name: "1" if name == "p" else "see effect_units" for name in long_names}
+    found = {
+        name: (
+            dims, np.concatenate([part[column] for part in parts]),
+            {"long_name": text, "units": units[name]},
+        )
+        for column, (name, text) in enumerate(long_names.items())
+    }  # fmt: skip
+    return xr.Dataset(
+        {**found, "documents": ("side", sizes, {"long_name": "documents compared", "units": "1"})},
+        coords={
+            "side": ("side", ["first", "second"]),
+            **{k: v for k, v in effects.coords.items() if "token" not in v.dims},
+        },
+        attrs={"by": by, "first": str(first), "second": str(second), "draws": draws, "seed": seed},
+    )
+
+
+def _compared(
+    sums: np.ndarray,
+    counts: np.ndarray,
+    is_first: np.ndarray,
+    permuted: np.ndarray,
+    weights: list[np.ndarray],
+) -> tuple[np.ndarray, ...]:
+    """Difference, p, low and high, each (n, E), from documents' sums and counts (n, E, D)."""
+
+    def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (sums @ one.T) / (counts @ one.T) - (sums @ other.T) / (counts @ other.T)
+
+    mask = is_first[None].astype(np.float64)
+    seen = difference(mask, 1 - mask)  # (n, E, 1)
+    larger = np.zeros(seen.shape[:2])
+    # What rounds otherwise in another order of the sum is as large.
+    least = np.abs(seen) * (1 - 1e-12)
+    for start in range(0, len(permuted), _DRAWS):
+        some = permuted[start : start + _DRAWS]
+        larger += (np.abs(difference(some, 1 - some)) >= least).sum(-1)
+    drawn = np.concatenate(
+        [
+            difference(weights[0][start : start + _DRAWS], weights[1][start : start + _DRAWS])
+            for start in range(0, len(permuted), _DRAWS)
+        ],
+        axis=-1,
+    )
+    low, high = np.nanpercentile(drawn, (2.5, 97.5), axis=-1)
+    p = np.where(np.isnan(seen[..., 0]), np.nan, (1 + larger) / (1 + len(permuted)))
+    return seen[..., 0], p, low, high
+
+
+def _resampled(generator: np.random.Generator, mask: np.ndarray, draws: int) -> np.ndarray:
+    """How often each document is drawn, (draws, D)."""
+    members = np.flatnonzero(mask)
+    found = np.zeros((draws, len(mask)))
+    share = np.full(len(members), 1 / len(members))
+    found[:, members] = generator.multinomial(len(members), share, size=draws)
+    return found
+
+
+def _summed(block: np.ndarray, one: np.ndarray) -> np.ndarray:
+    """Sums (n, E, groups) of a block (n, kept, E) over the tokens of each group."""
+    return np.einsum("nte,tg->neg", block, one, optimize=True)
+
+
+def _blocks(effects: xr.DataArray, tokens: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, effects.shape[0], _CHUNK):
+        yield effects[start : start + _CHUNK].values[:, tokens].astype(np.float64)
+
+
+def _checked(ds: xr.Dataset, by: str) -> tuple[xr.DataArray, np.ndarray]:
+    if "effects" not in ds or ds["effects"].dims[1:] != ("token", "effect"):
+        raise ConfregError(
+            "The dataset holds no effects at single tokens (it was reduced, or has others): run "
+            "without --reduce token."
+        )
+    if by not in ds.coords or ds[by].dims != ("token",):
+        known = ", ".join(str(name) for name in ds.coords if ds[name].dims == ("token",))
+        raise ConfregError(f"Tokens have no label {by!r}; they have {known}.")
+    return ds["effects"], ds[by].values
