@@ -103,6 +103,7 @@ def test_a_last_position_without_target_has_an_entropy_and_no_loss(checkpoint, t
     assert int(ds["keep"].sum()) == len(rows)
     means = ds["effect_mean"].isel(neuron=0)
     assert np.isnan(means.sel(effect="loss_total"))
+    assert "effects_undefined" not in ds.attrs  # nothing that is wrong
     kept = ds["effects"].isel(neuron=0).sel(effect="entropy_total").values[ds["keep"].values]
     np.testing.assert_allclose(means.sel(effect="entropy_total"), kept.mean(), rtol=1e-5)
 

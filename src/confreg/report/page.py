@@ -285,7 +285,13 @@ def _baseline(ds: xr.Dataset) -> str:
     phrases = []
     for name in ("loss", "entropy"):
         if has(ds, name, ("token",)) and keep.any():
-            means = [number(float(np.mean(ds[name].values[mask]))) for mask in masks]
+            known = np.isfinite(ds[name].values)  # no loss where no next token is known
+            means = [
+                number(float(np.mean(ds[name].values[mask & known])))
+                if (mask & known).any()
+                else number(float("nan"))
+                for mask in masks
+            ]
             phrases.append(f"mean {name} {' then '.join(means)} nats")
     return ", ".join(phrases)
 

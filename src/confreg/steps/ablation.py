@@ -410,7 +410,8 @@ class _Ablation:
     def derived(self) -> list[Item]:
         """Means over kept tokens, and how far the closed forms were off."""
         subject, kept = self.subjects.name, int(self.tokens.keep.sum())
-        found: list[Item] = [effect_means(subject, self.effects, kept)]
+        unanswered = int((self.tokens.keep & (self.tokens.table.next_token_id < 0)).sum())
+        found: list[Item] = [effect_means(subject, self.effects, kept, unanswered)]
         if self.routed:
             found.append(routed_means(subject))
         if self.changes and self.watched is not None:

@@ -30,8 +30,13 @@ def effect_axis(effects: Sequence[Effect]) -> Axis:
     )
 
 
-def effect_means(subject: str, effects: Sequence[Effect], kept: int) -> Derivation:
-    """Means of effects, and of their absolute values, over kept tokens."""
+def effect_means(
+    subject: str, effects: Sequence[Effect], kept: int, unanswered: int = 0
+) -> Derivation:
+    """Means of effects, and of their absolute values, over kept tokens.
+
+    Of those ``unanswered`` have no next token: that they have no loss is no news.
+    """
 
     def means(ds: xr.Dataset) -> dict[str, Any]:
         found: dict[str, Any] = {"effects_undefined": undefined(ds)}
@@ -51,6 +56,8 @@ def effect_means(subject: str, effects: Sequence[Effect], kept: int) -> Derivati
 
     def undefined(ds: xr.Dataset) -> str:
         counts = ds["effect_undefined"].values.sum(axis=0)
+        known = unanswered * len(ds["effect_undefined"])
+        counts = np.where(counts >= known, counts - known, counts)
         return "; ".join(
             f"{effect.name} is no finite number at {count:,} kept pairs"
             for effect, count in zip(effects, counts)

@@ -7,6 +7,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +169,7 @@ def _source(source: str) -> Corpus:
 
 def _shipped(source: str) -> Path:
     """The file of a set of prompts that comes with confreg."""
-    import confreg.recipes
-
-    folder = Path(next(iter(confreg.recipes.__path__))) / "data"
+    folder = Path(str(resources.files("confreg.recipes"))) / "data"
     file = folder / f"{source.removeprefix(SHIPPED)}.jsonl"
     known = sorted(each.stem for each in folder.glob("*.jsonl"))
     if file.stem not in known:
