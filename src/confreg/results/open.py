@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,12 @@ import zarr
 
 from confreg.errors import ConfregError
 from confreg.results.watched import Watched
+from confreg.sweep import seal
 from confreg.sweep.store import ORDER, SCHEMA_ATTRIBUTE, disk_errors, open_root
+
+LOOKED_THROUGH = 2**26
+"""Bytes of a store up to which every file is looked through when it is opened. Of larger ones the
+names are, and their chunks, by checksums, as they are read."""
 
 
 def open(path: str | Path) -> xr.Dataset:
@@ -33,12 +39,25 @@ def open(path: str | Path) -> xr.Dataset:
     path = Path(path).expanduser()
     if path.is_file():
         return _tidy(_open_netcdf(path))
-    _check_whole(path, open_root(path))
-    return _tidy(xr.open_zarr(Watched(path), consolidated=False, chunks=None))
+    root = open_root(path)
+    try:
+        _check_whole(path, root)
+        found = xr.open_zarr(Watched(path), consolidated=False, chunks=None)
+    except (ConfregError, Warning):
+        raise
+    except Exception as error:
+        raise ConfregError(
+            f"The store {str(path)!r} is damaged ({str(error).splitlines()[0]}). Run the command "
+            "that made it again: it mends what it can."
+        ) from error
+    return _tidy(found)
 
 
 def _check_whole(path: Path, root: zarr.Group) -> None:
-    """Refuse a finished store that has lost files: what is not there would read as no number."""
+    """Refuse a finished store that has lost files: what is not there would read as no number.
+
+    Metadata that are not as they were written are warned of.
+    """
     if not root.attrs.get("complete") or str(root.attrs[SCHEMA_ATTRIBUTE]).startswith("1."):
         return
     for name, array in root.arrays():
@@ -48,6 +67,19 @@ def _check_whole(path: Path, root: zarr.Group) -> None:
                 f"{lost} of the {array.nchunks} chunks of {name!r} are missing in {str(path)!r}. "
                 "Run the command that made it again: it computes what is missing."
             )
+    changed = seal.damaged(path, deep=seal.size(path) <= LOOKED_THROUGH)
+    said = f"{', '.join(changed[:3])} of {str(path)!r} not as the run wrote it"
+    if any(not (path / name).is_file() or (path / name).name != seal.METADATA for name in changed):
+        raise ConfregError(
+            f"The store is damaged: {said}. Run the command that made it again: it computes what "
+            "is missing."
+        )
+    if changed:
+        warnings.warn(
+            f"{said}: what the dataset says of its numbers may be wrong. Run the command that made "
+            "it again: it puts that back.",
+            stacklevel=3,
+        )
 
 
 def _open_netcdf(path: Path) -> xr.Dataset:

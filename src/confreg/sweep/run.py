@@ -85,7 +85,7 @@ class Run:
                     self._step(name, item)
                 else:
                     self._derive(name, item)
-        if self.changed or not self.store.complete:
+        if self.changed or not self.store.complete or not self.store.is_sealed:
             self._jobs()
             self.store.finish({**self.plan.attributes, **self._numbers(), ORDER: self._order()})
 

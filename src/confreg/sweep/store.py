@@ -26,6 +26,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from confreg.axes import Axis, Spans, Variable
 from confreg.errors import ConfregError
+from confreg.sweep import seal
 from confreg.sweep.layout import Layout
 from confreg.sweep.step import Derivation
 
@@ -90,6 +91,8 @@ class Store:
         ConfregError
             It is no store, of another schema, or made by another configuration.
         """
+        if not is_store(path):
+            seal.restore(path)
         root = open_root(path)
         schema = str(root.attrs[SCHEMA_ATTRIBUTE])
         if schema.split(".")[0] != VERSION.split(".")[0]:
@@ -97,6 +100,8 @@ class Store:
                 f"The store {str(path)!r} has schema {schema}: it can be opened, and not be gone "
                 f"on with, since this confreg writes {VERSION}. Write to another --out."
             )
+        seal.restore(path)
+        root = open_root(path)
         if CONFIGURATION not in root.attrs or WORK not in root:
             raise ConfregError(
                 f"The store {str(path)!r} lacks what a run needs to go on: it is a copy of a "
@@ -308,7 +313,14 @@ class Store:
         with disk_errors(self.path):
             found = {**dict(self.root.attrs.asdict()), **attributes, "complete": 0}
             self.root.attrs.put({key: found[key] for key in sorted(found)})
+            seal.make(self.root)
             consolidate(self.path, {"complete": 1})
+            seal.close(self.path)
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether what the finished store consists of is written down, see `seal`."""
+        return seal.read(self.path) is not None
 
     def reopen(self) -> None:
         """Mark a complete store as one that is being written again."""
