@@ -32,7 +32,7 @@ def test_sets_in_closed_form_are_sets_in_copies(kind, sides):
     assert found[0]["effects"][:, :, 0].abs().nan_to_num().amax(-1).min() > 0.01
     sampled = measure(layer, "exact", NAMES[:3], edits=edits, sample=20)
     assert sampled["sampled"] == 20
-    assert 0 < sampled["error_largest"] < 1e-5
+    assert 0 < sampled["error_largest"].max() < 1e-5
 
 
 def test_a_set_of_one_is_that_neuron():
