@@ -18,7 +18,7 @@ from confreg import derive, recipe, steps
 from confreg import effects as fx
 
 USUAL = (fx.loss.total, fx.loss.direct, fx.entropy.total, fx.entropy.direct)
-ON_REQUEST = (fx.top1.total, fx.rank.total)
+ON_REQUEST = (fx.top1.total, fx.rank.total, fx.confidence.total, fx.correct.total)
 
 
 @recipe(effects=USUAL, on_request=ON_REQUEST)
@@ -32,7 +32,8 @@ def group_ablation(
 ):
     """Ablate sets of neurons at once at every token of the text.
 
-    ``--neurons`` names the sets, separated by ``;``. ``deviations`` are the k.
+    ``--neurons`` names the sets, separated by ``;``. ``deviations`` are the k. With the effects
+    ``confidence_total`` and ``correct_total`` also how well calibrated the model is with each set.
     """
     tokens = study.tokens()
     sets = study.sets(layer, random=random_sets, deviations=deviations)
@@ -42,4 +43,5 @@ def group_ablation(
         steps.ablation(study, ablate, sets, tokens, effects=effects, to=value),
         derive.mediation(sets, tokens, effects, fx.loss.total, fx.loss.direct),
         derive.against_controls(sets, tokens),
+        derive.calibration(sets, tokens, effects, cube=study.options.reduce == "none"),
     ]

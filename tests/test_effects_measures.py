@@ -82,6 +82,28 @@ def test_a_change_and_a_comparison_of_ones_own():
     assert "moved" not in found[1]
 
 
+@pytest.mark.parametrize("engine", ["forward", "exact", "series"])
+@pytest.mark.parametrize(("post", "softcap"), [(False, None), (True, None), (False, 5.0)])
+def test_how_sure_and_whether_rightly(engine, post, softcap):
+    layer = LastLayer(centred=True, norm_bias=True, post=post, softcap=softcap)
+    wanted = (
+        fx.confidence.total, fx.confidence.direct, fx.correct.total, fx.correct.direct,
+        fx.confidence.frequency_direct, fx.loss.total,
+    )  # fmt: skip
+    out = measure(layer, engine, wanted)
+    expected = truth(layer, wanted)
+    assert expected[..., :2].abs().amax((0, 1)).min() > 0.01, "an effect that a test can miss"
+    torch.testing.assert_close(out["effects"].double(), expected, atol=2e-5, rtol=0, equal_nan=True)
+    assert out["correct"].isnan().sum() == 2, "the last position of each of two rows"
+
+
+def test_of_equally_likely_tokens_the_first_is_the_prediction():
+    logits = torch.tensor([[1.0, 2.0, 2.0], [1.0, 2.0, 2.0], [0.0, 0.0, 0.0]])
+    targets = torch.tensor([1, 2, 1])
+    assert fx.correct.of(logits, targets).tolist() == [1, 0, 0]
+    torch.testing.assert_close(fx.confidence.of(logits, targets)[2], torch.tensor(1 / 3))
+
+
 @pytest.mark.parametrize("post", [False, True])
 def test_predictions_are_compared_by_every_pathway(post):
     layer = LastLayer(post=post)
@@ -149,6 +171,8 @@ def test_ours_follow_their_definitions(dtype):
         fx.rank: torch.where(known, rank, -1),
         fx.reciprocal_rank: torch.where(known, 1 / (1.0 + rank), torch.nan).to(dtype),
         fx.top1: log_p.argmax(-1),
+        fx.confidence: logits.softmax(-1).amax(-1),
+        fx.correct: torch.where(known, (log_p.argmax(-1) == targets).to(dtype), torch.nan),
     }
     shared = fx.Prediction(logits, targets)
     for one, value in expected.items():
@@ -170,6 +194,10 @@ def test_names_and_words_of_effects():
         fx.rank.total: "change of the correct token's rank",
         fx.top1.total: "1 where the most likely token changes",
         fx.norm_scale.total: "change of the final norm's scale",
+        fx.confidence.direct: (
+            "change of probability of the likeliest token, final norm's scale frozen"
+        ),
+        fx.correct.total: "1 where the prediction becomes correct, -1 where it becomes wrong",
         fx.kl_frequency.total: (
             "change of D(p_freq ‖ p_model), from the unigrams to the prediction, everything "
             "downstream recomputed"

@@ -25,7 +25,7 @@ VARIABLES = {
     ("component", "int32"): "component",
     ("subject token effect", "float32"): "effects",
     ("neuron token", "float32"): "activation",
-    ("token", "float32"): "loss entropy norm_scale kl_frequency",
+    ("token", "float32"): "loss entropy norm_scale kl_frequency confidence correct",
     ("neuron", "float32"): "w_out_norm frequency_cosine logit_var null_fraction mean_activation "
     "above_share activation_deviation mean_first mean_second ablation_value",
     ("model_layer model_index", "float32"): "frequency_cosine_all",
@@ -36,7 +36,10 @@ VARIABLES = {
     ("set token neuron", "float32"): "activation_change",
     ("set neuron", "float32"): "activation_change_mean activation_change_abs_mean "
     "activation_p_random",
-    ("subject", "float32"): "te de mediated te_mediated temperature_share",
+    ("subject", "float32"): "te de mediated te_mediated temperature_share accuracy mean_confidence "
+    "ece ece_adaptive mce brier",
+    ("subject bin", "float32"): "bin_confidence bin_accuracy",
+    ("subject bin", "int64"): "bin_tokens",
     ("component", "float32"): "singular_value",
     ("job", "int64"): "job_bytes_up job_bytes_down",
     ("job", "float64"): "job_seconds",

@@ -92,6 +92,9 @@ def measures(logits, targets, log_frequency=None):
             "probability": row[target].exp().item() if target >= 0 else float("nan"),
             "margin": (row.topk(2).values[0] - row.topk(2).values[1]).item(),
         }
+        found["confidence"] = row.exp().max().item()
+        hit = float(row.argmax().item() == target)
+        found["correct"] = hit if target >= 0 else float("nan")
         found["reciprocal_rank"] = 1 / (1 + found["rank"]) if target >= 0 else float("nan")
         if log_frequency is not None:
             p = log_frequency.exp()

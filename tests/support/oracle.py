@@ -302,7 +302,16 @@ def _measures(logits, ids):
         "entropy": entropy(logits),
         "rank": rank(logits, ids),
         "top1": logits.argmax(-1),
+        "confidence": logits.softmax(-1).amax(-1),
+        "correct": correct(logits, ids),
     }
+
+
+def correct(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """1 where the likeliest token is the next one, NaN at the last position."""
+    found = (logits.argmax(-1) == ids.roll(-1, 1)).double()
+    found[:, -1] = float("nan")
+    return found
 
 
 def _margin(logits, ids):

@@ -12,6 +12,7 @@ import numpy as np
 
 from confreg.axes import Axis, Later, Variable
 from confreg.derive import repeats
+from confreg.derive.reliability import calibration as calibration
 from confreg.derive.roles import roles as roles
 from confreg.sweep.step import Derivation
 

@@ -25,6 +25,8 @@ from .heads import prefix_matching
 from .measures import (
     Effect,
     Measure,
+    confidence,
+    correct,
     divergence,
     entropy,
     kl_frequency,
@@ -77,7 +79,9 @@ __all__ = [
     "ablation_values",
     "add_to_copies",
     "compare",
+    "confidence",
     "copies_of",
+    "correct",
     "divergence",
     "entropy",
     "fitting",

@@ -255,9 +255,28 @@ def read_reciprocal_rank(prediction):
     return torch.where(prediction.targets >= 0, reciprocal, torch.nan)
 
 
-def read_top1(prediction):
+def likeliest(prediction):
     """The likeliest token."""
     return prediction.once(shifted).argmax(-1)
+
+
+def read_top1(prediction):
+    """The likeliest token."""
+    return prediction.once(likeliest)
+
+
+def read_confidence(prediction):
+    """Probability of the likeliest token, whose shifted logit is 0."""
+    return 1 / prediction.once(weight)
+
+
+def read_correct(prediction):
+    """1 where the likeliest token is the target, else 0; NaN where there is none.
+
+    Of tokens that are equally likely it is the first, as in greedy decoding.
+    """
+    hit = (prediction.once(likeliest) == prediction.targets).to(prediction.logits.dtype)
+    return torch.where(prediction.targets >= 0, hit, torch.nan)
 
 
 def read_kl_frequency(prediction):
@@ -313,6 +332,13 @@ reciprocal_rank = Measure(
 top1 = Measure(
     "top1", "1", "vocabulary index of the likeliest token", read_top1, whether_changed,
     dtype="int64", effect="1 where the most likely token changes", shared=True,
+)  # fmt: skip
+confidence = Measure(
+    "confidence", "1", "probability of the likeliest token", read_confidence, shared=True
+)
+correct = Measure(
+    "correct", "1", "1 where the likeliest token is the correct one, else 0", read_correct,
+    effect="1 where the prediction becomes correct, -1 where it becomes wrong", shared=True,
 )  # fmt: skip
 norm_scale = Measure(
     "norm_scale", "1", "scale s of the final normalisation", read_norm_scale,
