@@ -83,7 +83,8 @@ def scores(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> Sco
     c, o = confidence[known].astype(np.float64), correct[known].astype(np.float64)
     if not len(c):
         nothing = np.full(bins, np.nan)
-        return Scores(*[np.nan] * 6, 0, np.zeros(bins, dtype=np.int64), nothing, nothing)
+        six = (np.nan, np.nan, np.nan, np.nan, np.nan, np.nan)
+        return Scores(*six, 0, np.zeros(bins, dtype=np.int64), nothing, nothing)
     width = np.clip(np.ceil(c * bins).astype(int) - 1, 0, bins - 1)
     n, sure, right = _binned(width, c, o, bins)
     # By how many are less confident: those that are as confident go together.

@@ -82,7 +82,7 @@ def diagram(ds: xr.Dataset, name: str) -> go.Figure:
     """
     import plotly.graph_objects as go
 
-    dim = axes.main_subject(ds)
+    dim = str(axes.main_subject(ds))
     row = axes.texts(ds, dim).index(name)
     figure = go.Figure()
     figure.add_trace(
