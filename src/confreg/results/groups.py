@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -211,7 +212,9 @@ def _compared(
         ],
         axis=-1,
     )
-    low, high = np.nanpercentile(drawn, (2.5, 97.5), axis=-1)
+    with warnings.catch_warnings():  # an effect that is defined in no document has no interval
+        warnings.filterwarnings("ignore", "All-NaN slice")
+        low, high = np.nanpercentile(drawn, (2.5, 97.5), axis=-1)
     p = np.where(np.isnan(seen[..., 0]), np.nan, (1 + larger) / (1 + len(permuted)))
     return seen[..., 0], p, low, high
 
