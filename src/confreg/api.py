@@ -14,7 +14,7 @@ from confreg.axes import Axis
 from confreg.errors import ConfregError
 from confreg.options import Options
 from confreg.places import surroundings
-from confreg.recipe import Recipe, find
+from confreg.recipe import Parameter, Recipe, find
 from confreg.sweep import provenance
 from confreg.sweep.plan import Plan, axes_of, size
 
@@ -120,8 +120,7 @@ def make_plan(recipe: Recipe, options: Options, parameters: Mapping[str, Any]) -
         )
     study = Study(model, options, place.budget, recipe.usual, recipe.on_request, recipe=recipe.name)
     bound = {
-        name: _named(value, held) if recipe.parameters[name].is_model else value
-        for name, value in parameters.items()
+        name: _models_of(recipe.parameters[name], value, held) for name, value in parameters.items()
     }
     items = recipe.items(study, bound)
     used = dict.fromkeys([study.model, *(each for item in items for each in _models(item))])
@@ -185,6 +184,13 @@ def _network(recipe: Recipe, options: Options, held: str | None) -> Network:
         adapters.locate(options.adapter)
         network.adapter = str(options.adapter)
     return network
+
+
+def _models_of(parameter: Parameter, value: Any, held: str | None) -> Any:
+    """A parameter's value, with models described where it names such."""
+    if parameter.is_model:
+        return _named(value, held)
+    return tuple(_named(each, held) for each in value) if parameter.are_models else value
 
 
 def _named(given: Any, held: str | None) -> Network:

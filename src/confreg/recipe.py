@@ -46,6 +46,13 @@ class Parameter:
 
         return self.annotation is Network
 
+    @property
+    def are_models(self) -> bool:
+        """Whether it names one or more models, by commas."""
+        from confreg.models.network import Network
+
+        return self.annotation == tuple[Network, ...]
+
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
@@ -131,6 +138,9 @@ class Recipe:
             parameter = self.parameters[name]
             if parameter.is_model:
                 values[name] = value
+                continue
+            if parameter.are_models:
+                values[name] = _several(value)
                 continue
             if isinstance(value, str) and value.lower() in ("none", "null"):
                 value = None
@@ -258,6 +268,13 @@ def _parameters(lay_out: Callable[..., Any]) -> dict[str, Parameter]:
             )
         found[p.name] = Parameter(p.name, hints.get(p.name, Any), p.default)
     return found
+
+
+def _several(models: Any) -> tuple[Any, ...]:
+    """Models by name, by commas, or as they are."""
+    if isinstance(models, str):
+        return tuple(part.strip() for part in models.split(",") if part.strip())
+    return tuple(models) if isinstance(models, list | tuple) else (models,)
 
 
 def _type_name(annotation: Any) -> str:

@@ -394,7 +394,10 @@ class Study:
 
 def describe_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's parameters as they are written down: models by name."""
-    return {
-        name: getattr(value, "name", value) if not isinstance(value, str) else value
-        for name, value in parameters.items()
-    }
+
+    def said(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return ",".join(str(said(each)) for each in value)
+        return value if isinstance(value, str) else getattr(value, "name", value)
+
+    return {name: said(value) for name, value in parameters.items()}

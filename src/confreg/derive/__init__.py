@@ -14,6 +14,7 @@ from confreg.axes import Axis, Later, Variable
 from confreg.derive import repeats
 from confreg.derive.reliability import calibration as calibration
 from confreg.derive.roles import roles as roles
+from confreg.derive.traits import traits as traits
 from confreg.sweep.step import Derivation
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ def roles(
 
     def role(ds: xr.Dataset) -> dict[str, np.ndarray]:
         kurtosis, skew = ds["vocab_kurtosis"].values, ds["vocab_skew"].values
-        norm = _percentiles(ds["w_out_norm"].values, layer)
+        norm = percentiles(ds["w_out_norm"].values, layer)
         large = norm >= 100 * norm_quantile
         beyond_chance = ds["null_fraction"].values > float(ds["null_fraction_chance_max"])
         found = np.select(
@@ -57,7 +57,7 @@ def roles(
         return {
             "role": found.astype(object),
             "w_out_norm_percentile": norm,
-            "logit_var_percentile": _percentiles(ds["logit_var"].values, layer),
+            "logit_var_percentile": percentiles(ds["logit_var"].values, layer),
         }
 
     return Derivation(
@@ -74,12 +74,13 @@ def roles(
     )  # fmt: skip
 
 
-def _percentiles(values: np.ndarray, layer: np.ndarray) -> np.ndarray:
+def percentiles(values: np.ndarray, layer: np.ndarray) -> np.ndarray:
     """Percentile of each among those of its layer, as scipy's ``percentileofscore`` by rank."""
     from scipy import stats
 
     found = np.empty(len(values))
     for one in np.unique(layer):
         here = layer == one
-        found[here] = 100 * stats.rankdata(values[here], nan_policy="omit") / here.sum()
+        known = max(int((~np.isnan(values[here])).sum()), 1)
+        found[here] = 100 * stats.rankdata(values[here], nan_policy="omit") / known
     return found

@@ -6,6 +6,7 @@
 
 from confreg.steps.ablation import ablation
 from confreg.steps.census import null_space, vocabulary_statistics
+from confreg.steps.matching import matches
 from confreg.steps.prefix import prefix_scores
 from confreg.steps.values import ablation_value
 from confreg.steps.weights import frequency_cosines, weight_statistics
@@ -14,6 +15,7 @@ __all__ = [
     "ablation",
     "ablation_value",
     "frequency_cosines",
+    "matches",
     "null_space",
     "prefix_scores",
     "vocabulary_statistics",
