@@ -307,3 +307,49 @@ def test_traits_are_percentiles_of_the_marked(checkpoint, words, tmp_path):
         p = stats.mannwhitneyu(percentile[marked], percentile[~marked]).pvalue
         np.testing.assert_allclose(one["trait_p"], p, rtol=1e-4)
     assert int(ds["marked_count"].sum()) == marked.sum()
+
+
+def kept(tmp_path, checkpoint, words, kind, name, **more):
+    """A store of activations."""
+    return confreg.run(
+        "entropy_neurons", model=str(checkpoint(kind)), text=words, out=tmp_path / name,
+        effects=["loss_total"],
+        **{**SMALL, "max_tokens": 60, "activations": True, **more},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_stores_of_activations_give_the_same_numbers(checkpoint, words, tmp_path):
+    every = {"neurons": "0:0-47,1:0-47,2:0-47", "engine": "forward"}
+    a = kept(tmp_path, checkpoint, words, "llama", "a.zarr", **every)
+    b = kept(tmp_path, checkpoint, words, "gpt2", "b.zarr", **every)
+    found = confreg.match(a, b, layers=1, seed=3, draws=2)
+    ds = run(
+        tmp_path, words, checkpoint("llama"), str(checkpoint("gpt2")), layers=1, seed=3, draws=2,
+        max_tokens=60,
+    )  # fmt: skip
+    np.testing.assert_array_equal(found["neuron"], ds["neuron"])
+    for name in found.data_vars:
+        if ds[name].dtype.kind == "f":
+            np.testing.assert_allclose(
+                found[name], ds[name], rtol=1e-4, atol=1e-4, err_msg=str(name)
+            )
+        else:
+            np.testing.assert_array_equal(found[name], ds[name], err_msg=str(name))
+        assert found[name].attrs == ds[name].attrs
+
+
+def test_stores_that_cannot_be_matched_are_a_sentence(checkpoint, words, tmp_path):
+    few = {"neurons": "2:0-9"}
+    a = kept(tmp_path, checkpoint, words, "llama", "a.zarr", **few)
+    other = kept(tmp_path, checkpoint, words, "llama", "b.zarr", max_tokens=40, **few)
+    without = kept(tmp_path, checkpoint, words, "llama", "c.zarr", activations=False, **few)
+    with pytest.raises(ConfregError, match="other tokens"):
+        confreg.match(a, other)
+    with pytest.raises(ConfregError, match="--activations"):
+        confreg.match(a, without)
+    with pytest.raises(ConfregError, match="second dataset"):
+        confreg.match(a)
+    own = confreg.match(a, a)
+    np.testing.assert_allclose(own["same_correlation"], 1, atol=1e-6)
+    np.testing.assert_array_equal(own["match_index"][:, 0], a["index"])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from confreg.api import plan, run
     from confreg.axes import Axis, Label, Variable
     from confreg.models.network import Network
+    from confreg.results.matching import match
     from confreg.results.open import open
     from confreg.sweep.step import Derivation, Step
 
@@ -34,6 +35,7 @@ __all__ = [
     "Variable",
     "derive",
     "effects",
+    "match",
     "open",
     "plan",
     "recipe",
@@ -50,6 +52,7 @@ _LAZY = {
     "Variable": ("confreg.axes", "Variable"),
     "derive": ("confreg.derive", None),
     "effects": ("confreg.effects", None),
+    "match": ("confreg.results.matching", "match"),
     "open": ("confreg.results.open", "open"),
     "plan": ("confreg.api", "plan"),
     "run": ("confreg.api", "run"),
