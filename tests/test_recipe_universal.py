@@ -98,7 +98,7 @@ def test_every_number_is_numpy_s(checkpoint, words, tmp_path, within):
         # gpt2 and gemma2 have three layers of 48 too: the same index is defined.
         same = [np.diag(crossed(mine, theirs[m, layer])) for m in range(2)]
         np.testing.assert_allclose(here["same_correlation"].T, same, **close)
-    floor = np.sqrt(2 * np.log(144) / kept)
+    floor = np.sqrt(2 * np.log(48 if within == 0 else 144) / kept)
     np.testing.assert_allclose(ds["chance_floor"], [floor, floor], rtol=1e-6)
 
 
@@ -290,6 +290,8 @@ def test_layers_of_like_depth():
     assert layers.like(0, 5).tolist() == [True, True, False, False, *[True] * 2, *[False] * 5]
     assert layers.like(4, 5).nonzero()[0].tolist() == [2, 3, 9, 10]
     assert matching.Layers.of([4, 7]).like(2, 5).all()
+    assert layers.reach([0], 5).tolist() == [2, 2]
+    assert layers.reach([0, 2], 5).tolist() == [3, 3]
 
 
 def test_traits_are_percentiles_of_the_marked(checkpoint, words, tmp_path):

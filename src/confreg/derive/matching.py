@@ -219,6 +219,15 @@ class Layers:
         middle = np.array([round(depth * (count - 1)) for count in self.counts])
         return np.abs(self.layer - middle[self.model]) <= self.within
 
+    def reach(self, layers: Sequence[int], n_layers: int) -> np.ndarray:
+        """How many of each model's layers some layer is matched with, at most: (m,) int.
+
+        ``layers`` are those of the neurons that are matched, of a model of ``n_layers``.
+        """
+        some = [np.bincount(self.model[self.like(one, n_layers)], minlength=len(self.counts))
+                for one in layers]  # fmt: skip
+        return np.max(some, axis=0)
+
 
 def generator(seed: int, model: int, layer: int, draw: int) -> np.random.Generator:
     """What draws the rotation of one layer: the same however work is cut into units."""

@@ -92,7 +92,15 @@ def match(
             found["index"][rows, place] = np.where(best["index"] < 0, -1, index)
             found["baseline"][rows, place] = best["baseline"]
             found["same"][rows, place] = best["same"]
-    sizes = [one.sizes["neuron"] for one in others]
+    mine_at = np.unique(ds["layer"].values).tolist()
+    sizes = [
+        max(
+            sum(len(where[place]) for place in np.flatnonzero(every.like(layer, mine_layers))
+                if every.model[place] == model)
+            for layer in mine_at
+        )
+        for model in range(len(others))
+    ]  # fmt: skip
     reduced: dict[str, Any] = {
         **matching.reduced(every, found, above),
         "layer_baseline": found["baseline"].mean(-1),

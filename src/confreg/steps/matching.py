@@ -132,8 +132,11 @@ def matches(
               for moment, text in zip(MOMENTS, WORDS)),
         ),
     )  # fmt: skip
-    kept = int(text.keep.sum())
-    return [step, _best(neurons, names, along, every, above, kept, abouts)]
+    kept, reach = int(text.keep.sum()), every.reach(neurons.layers, about.n_layers)
+    floors = np.array(
+        [matching.chance(int(n) * each.n_neurons, kept) for n, each in zip(reach, abouts)]
+    )
+    return [step, _best(neurons, names, along, every, above, floors)]
 
 
 WORDS = (
@@ -151,8 +154,7 @@ def _best(
     along: Axis,
     every: matching.Layers,
     above: float,
-    kept: int,
-    abouts: Sequence[Any],
+    floors: np.ndarray,
 ) -> Derivation:
     def best_matches(ds: xr.Dataset) -> dict[str, Any]:
         found = {
@@ -161,11 +163,10 @@ def _best(
             "baseline": ds["layer_drawn"].values.astype(np.float64),
             "same": ds["layer_same"].values,
         }
-        floors = [matching.chance(each.n_layers * each.n_neurons, kept) for each in abouts]
         return {
             **matching.reduced(every, found, above),
             "layer_baseline": found["baseline"].mean(-1),
-            "chance_floor": np.array(floors),
+            "chance_floor": floors,
         }
 
     return Derivation(
