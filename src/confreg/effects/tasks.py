@@ -94,7 +94,7 @@ class FrequencyWeights:
         self.memory = memory
         self.centre_vocabulary = centre_vocabulary
 
-    def cosines(self, sites, like):
+    def statistics(self, sites, like):
         """Cosines (L, n) float32, of a `Site` a layer."""
         return frequency_cosines(sites, like, self.counts, self.memory, self.centre_vocabulary)
 

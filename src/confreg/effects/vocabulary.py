@@ -7,7 +7,7 @@ time, in float32; sums are in float64.
 
 import torch
 
-from .weights import Rows, choose_null_dims, weights_in_chunks
+from .weights import Rows, null_space, written
 
 
 def vocabulary_statistics(
@@ -36,11 +36,11 @@ def vocabulary_statistics(
         smallest c, the most extreme first. Gurnee et al. 2024 (arXiv 2401.12181), section 4.2.
     """
     with torch.no_grad():
-        readout, write = site.readout_of(like), site.write_of(like)
+        readout = site.readout_of(like)
         rows = Rows(readout, like, owned, memory, centre_vocabulary)
         first = rows.block(rows.blocks[0])
         _, norm = rows.row_statistics(first)
-        w = readout.centre(weights_in_chunks(write, neurons, like, memory).double())
+        w = written(readout, site, neurons, like, memory)
         first = unit_columns(rows, first, rows.blocks[0], norm)
         size = max(1, int(0.4 * memory) // (16 * rows.vocabulary))
         parts = [moments(cosines(rows, first, some, norm), top) for some in w.split(size)]
@@ -120,18 +120,15 @@ def null_statistics(
     with torch.no_grad():
         readout = sites[0].readout_of(like)
         gram, _ = Rows(readout, like, owned, memory, centre_vocabulary).products()
-        squares, vectors = torch.linalg.eigh(gram)
-        singular = squares.clamp_min(0).sqrt()
-        k = choose_null_dims(singular) if null_dims is None else int(null_dims)
+        singular, bottom = null_space(gram, null_dims)
         norms, shares = [], []
         for site, neurons in zip(sites, chosen):
-            w = weights_in_chunks(site.write_of(like), neurons, like, memory)
-            w = readout.centre(w.double())
+            w = written(readout, site, neurons, like, memory)
             norms.append(w.norm(dim=-1))
-            shares.append((w @ vectors[:, :k]).norm(dim=-1) / norms[-1])
+            shares.append((w @ bottom).norm(dim=-1) / norms[-1])
         return {
             "w_out_norm": torch.cat(norms).float().cpu(),
             "null_fraction": torch.cat(shares).float().cpu(),
-            "singular_value": singular.flip(0).float().cpu(),
-            "null_dims": k,
+            "singular_value": singular.float().cpu(),
+            "null_dims": bottom.shape[-1],
         }

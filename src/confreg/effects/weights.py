@@ -45,24 +45,37 @@ def weight_statistics(
         under a post-norm. Stolfo et al. 2024 (arXiv 2406.16254).
     """
     with torch.no_grad():
-        readout, write = site.readout_of(like), site.write_of(like)
+        readout = site.readout_of(like)
         rows = Rows(readout, like, owned, memory, centre_vocabulary)
         gram, spread = rows.products()
-        squares, vectors = torch.linalg.eigh(gram)
-        singular = squares.clamp_min(0).sqrt()
-        k = choose_null_dims(singular) if null_dims is None else int(null_dims)
-        w = weights_in_chunks(write, neurons, like, memory)
-        w = readout.centre(w.double())
+        singular, bottom = null_space(gram, null_dims)
+        w = written(readout, site, neurons, like, memory)
         norm = w.norm(dim=-1)
         out = {
             "w_out_norm": norm,
             "logit_var": ((w @ spread) * w).sum(-1) / norm.square(),
-            "null_fraction": (w @ vectors[:, :k]).norm(dim=-1) / norm,
-            "singular_value": singular.flip(0),
+            "null_fraction": (w @ bottom).norm(dim=-1) / norm,
+            "singular_value": singular,
         }
         out = {name: value.float().cpu() for name, value in out.items()}
-        out["null_dims"] = k
+        out["null_dims"] = bottom.shape[-1]
         return out
+
+
+def null_space(gram, null_dims=None):
+    """Ŵ's singular values (d,), descending, and its k bottom right singular vectors (d, k).
+
+    Parameters
+    ----------
+    gram : Tensor (d, d)
+        Ŵᵀ Ŵ.
+    null_dims : int, optional
+        k; by default `choose_null_dims`.
+    """
+    squares, vectors = torch.linalg.eigh(gram)
+    singular = squares.clamp_min(0).sqrt()
+    k = choose_null_dims(singular) if null_dims is None else int(null_dims)
+    return singular.flip(0), vectors[:, :k]
 
 
 def choose_null_dims(singular):
@@ -86,6 +99,11 @@ def choose_null_dims(singular):
     if len(ratio) and ratio.max() > SHARP:
         return zeros + int(ratio.argmax()) + 1
     return max(1, zeros, -(-d // 100))
+
+
+def written(readout, site, neurons, like, memory):
+    """What some neurons add to the residual as the final norm sees it, (n, d) float64."""
+    return readout.centre(weights_in_chunks(site.write_of(like), neurons, like, memory).double())
 
 
 def weights_in_chunks(write, neurons, like, memory):

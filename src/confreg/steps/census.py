@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import nnsight
 import numpy as np
 
 from confreg.axes import Axis, Label, Spans, Variable
-from confreg.steps.weights import chance_of_null_fraction, weights
+from confreg.steps.weights import (
+    chance_of_null_fraction,
+    component_axis,
+    null_space_variables,
+    weights,
+    weights_of_layers,
+)
 from confreg.sweep.step import Derivation, Item, Step
 
 if TYPE_CHECKING:
@@ -34,11 +39,6 @@ def null_space(
     from confreg.effects import NullSpace
 
     model, memory = study.model.about, study.budget.memory
-    vectors = Label(
-        np.arange(model.d_model, dtype=np.int32),
-        "right singular vector of the folded unembedding, largest first",
-        kind="other",
-    )
 
     def unit(spans: Spans, stored: Mapping[str, np.ndarray]) -> NullSpace:
         chosen = [
@@ -51,41 +51,16 @@ def null_space(
         )  # fmt: skip
 
     step = Step(
-        null_shares,
+        weights_of_layers,
         over=(),
-        along=(neurons, Axis("component", {"component": vectors})),
+        along=(neurons, component_axis(model.d_model)),
         unit=unit,
         cost=lambda spans: 0,
         name="null space of the unembedding",
         attributes={"centre_vocabulary": int(centre_vocabulary)},
-        gives=(
-            Variable("w_out_norm", (neurons.name,), "norm of the output weight"),
-            Variable(
-                "null_fraction",
-                (neurons.name,),
-                "share of w_out in the bottom singular vectors of the folded unembedding",
-            ),
-            Variable("singular_value", ("component",), "singular value of the folded unembedding"),
-            Variable(
-                "null_dims",
-                (),
-                "bottom singular vectors that count as the null space",
-                "1",
-                "int64",
-            ),
-        ),
+        gives=null_space_variables(neurons),
     )
     return [step, chance_of_null_fraction(model.d_model, len(neurons))]
-
-
-def null_shares(model: Any, unit: Any) -> dict[str, Any]:
-    """Norms and ρ of neurons of several layers, before any layer has run."""
-    sites = [model.site(layer) for layer in unit.layers]
-    begin = sites[0].begin
-    with model.trace(unit.inputs) as tracer:
-        found = nnsight.save(unit.statistics(sites, begin.input))
-        tracer.stop()
-    return found
 
 
 def vocabulary_statistics(

@@ -47,12 +47,7 @@ def weight_statistics(
     from confreg.effects import Weights
 
     model, memory = study.model.about, study.budget.memory
-    vectors = Label(
-        np.arange(model.d_model, dtype=np.int32),
-        "right singular vector of the folded unembedding, largest first",
-        kind="other",
-    )
-    component = Axis("component", {"component": vectors})
+    norm, *of_null_space = null_space_variables(neurons)
 
     def unit(spans: Spans, stored: Mapping[str, np.ndarray]) -> Weights:
         start, stop = spans.bounds[neurons.name]
@@ -66,34 +61,48 @@ def weight_statistics(
     step = Step(
         weights,
         over=(neurons,),
-        along=(component,),
+        along=(component_axis(model.d_model),),
         unit=unit,
         cost=lambda spans: 0,
         name="weight-space statistics",
         attributes={"centre_vocabulary": int(centre_vocabulary)},
         gives=(
-            Variable("w_out_norm", (neurons.name,), "norm of the output weight"),
+            norm,
             Variable(
                 "logit_var",
                 (neurons.name,),
                 "variance over the vocabulary of cos(w_out, unembedding)",
             ),
-            Variable(
-                "null_fraction",
-                (neurons.name,),
-                "share of w_out in the bottom singular vectors of the folded unembedding",
-            ),
-            Variable("singular_value", ("component",), "singular value of the folded unembedding"),
-            Variable(
-                "null_dims",
-                (),
-                "bottom singular vectors that count as the null space",
-                "1",
-                "int64",
-            ),
+            *of_null_space,
         ),
     )
     return [step, chance_of_null_fraction(model.d_model, len(neurons))]
+
+
+def component_axis(width: int) -> Axis:
+    """The singular vectors of the folded unembedding, as the axis ``component``."""
+    vectors = Label(
+        np.arange(width, dtype=np.int32),
+        "right singular vector of the folded unembedding, largest first",
+        kind="other",
+    )
+    return Axis("component", {"component": vectors})
+
+
+def null_space_variables(neurons: NeuronAxis) -> tuple[Variable, ...]:
+    """``w_out_norm``, ``null_fraction (neuron)``, ``singular_value (component)``, ``null_dims``."""
+    return (
+        Variable("w_out_norm", (neurons.name,), "norm of the output weight"),
+        Variable(
+            "null_fraction",
+            (neurons.name,),
+            "share of w_out in the bottom singular vectors of the folded unembedding",
+        ),
+        Variable("singular_value", ("component",), "singular value of the folded unembedding"),
+        Variable(
+            "null_dims", (), "bottom singular vectors that count as the null space", "1", "int64"
+        ),
+    )
 
 
 def weights(model: Any, unit: Any) -> dict[str, Any]:
@@ -187,7 +196,7 @@ def frequency_cosines(
 
     def cosines(model_: Any, unit_: Any) -> dict[str, Any]:
         found = np.full((model.n_layers, model.n_neurons), np.nan, dtype=np.float32)
-        found[layers] = frequency_weights(model_, unit_)
+        found[layers] = weights_of_layers(model_, unit_).numpy()
         return {"frequency_cosine_all": found}
 
     text = "cosine of what the neuron writes to the logits and the token-frequency direction"
@@ -216,11 +225,11 @@ def frequency_cosines(
     return [step, Derivation(of_neurons, gives, along=(neurons,))]
 
 
-def frequency_weights(model: Any, unit: Any) -> Any:
-    """Cosines of every neuron of some layers, before any layer has run: an array (L, n)."""
+def weights_of_layers(model: Any, unit: Any) -> Any:
+    """Weight-space statistics of several layers' neurons, before any layer has run."""
     sites = [model.site(layer) for layer in unit.layers]
     begin = sites[0].begin
     with model.trace(unit.inputs) as tracer:
-        found = nnsight.save(unit.cosines(sites, begin.input))
+        found = nnsight.save(unit.statistics(sites, begin.input))
         tracer.stop()
-    return found.numpy()
+    return found
