@@ -46,7 +46,7 @@ def run(recipe: str | Path | Recipe, **given: Any) -> xr.Dataset:
     path = path or Path(tempfile.mkdtemp(prefix="confreg-")) / f"{found.name}.zarr"
     with progress.heard(), writing(path):
         store = open_store(plan, path, options.overwrite)
-        with places.entered(plan.place, path, plan.configuration, progress):
+        with plan.place.entered(path, plan.configuration, progress):
             Run(plan, store, progress).execute()
     ds = open(path)
     if not ds.attrs["complete"]:

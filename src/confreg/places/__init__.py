@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from confreg.places import profiles
@@ -15,10 +13,9 @@ from confreg.places.profiles import NdifProfile, Profile
 if TYPE_CHECKING:
     from confreg.models.network import Network
     from confreg.options import Options
-    from confreg.progress import Progress
     from confreg.sweep.place import Place
 
-__all__ = ["Here", "entered", "forget_jobs", "host", "make", "profiles"]
+__all__ = ["Here", "forget_jobs", "host", "make", "profiles"]
 
 
 def make(profile: Profile, options: Options, model: Network) -> Place:
@@ -34,15 +31,6 @@ def make(profile: Profile, options: Options, model: Network) -> Place:
 
         return Ndif(profile, options, model)
     return Here(profile, options, model)
-
-
-@contextmanager
-def entered(
-    place: Place, store: Path, configuration: Mapping[str, Any], progress: Progress
-) -> Iterator[None]:
-    """Use a place for a run that writes ``store``, which has this configuration."""
-    with place.entered(store, configuration, progress):
-        yield
 
 
 def host(profile: Profile) -> str:

@@ -56,7 +56,7 @@ class Text(Axis):
         group = np.cumsum(self.keep) - self.keep
         return replace(
             self,
-            entries=lambda start, stop: single_block(table, start, stop),
+            entries=lambda start, stop: token_block(table, start, stop, singly=True),
             whole=group,
             table=table,
             singly=True,
@@ -123,57 +123,33 @@ def text_axis(table: TokenTable, name: str = "token") -> Text:
     )
 
 
-def single_block(table: TokenTable, start: int, stop: int) -> Tokens:
-    """Tokens ``start`` to ``stop`` of a table, each wanted one in a row of its own.
+def token_block(table: TokenTable, start: int, stop: int, *, singly: bool = False) -> Tokens:
+    """Tokens ``start`` to ``stop`` of a table, and the sequences that predict them.
 
-    A row is the token's sequence up to the token, and ``single`` says where in the rows those
-    tokens are. Other tokens are found in the row of any later one, or in one more row.
+    A row is a sequence up to its last token in the block; ``singly``, also up to each wanted token,
+    which is then the only one of its row (``single`` of `Tokens`), and other tokens are found in
+    the row of the next. Shorter rows are padded on the right: a causal model's earlier positions
+    cannot see the padding.
     """
     import torch
 
     from confreg.effects import Tokens
 
     sequence, position = table.sequence[start:stop], table.position[start:stop]
-    wanted = np.ones(stop - start, bool) if table.wanted is None else table.wanted[start:stop]
+    wanted = None if table.wanted is None else table.wanted[start:stop]
     last = np.append(sequence[1:] != sequence[:-1], True)
-    ends = np.flatnonzero(wanted | last)  # of the rows
-    row = np.searchsorted(ends, np.arange(stop - start))
+    ends = np.flatnonzero(last | wanted if singly and wanted is not None else last)
     inputs = np.zeros((len(ends), int(position[ends].max()) + 1), dtype=np.int64)
-    for each, end in zip(inputs, ends):
+    for ids, end in zip(inputs, ends):
         length = position[end] + 1
-        each[:length] = table.sequences[sequence[end]][:length]
+        ids[:length] = table.sequences[sequence[end]][:length]
+    row = np.searchsorted(ends, np.arange(stop - start))
     places = row * inputs.shape[1] + position
     return Tokens(
         torch.from_numpy(inputs),
         torch.from_numpy(places),
         torch.from_numpy(np.ascontiguousarray(table.next_token_id[start:stop])),
         torch.from_numpy(np.ascontiguousarray(table.keep[start:stop])),
-        torch.from_numpy(wanted.copy()),
-        torch.from_numpy(places[wanted]),
-    )
-
-
-def token_block(table: TokenTable, start: int, stop: int) -> Tokens:
-    """Tokens ``start`` to ``stop`` of a table, and the sequences that predict them.
-
-    Shorter sequences are padded on the right: a causal model's earlier positions cannot see the
-    padding. A sequence is cut behind its last token in the block.
-    """
-    import torch
-
-    from confreg.effects import Tokens
-
-    sequence, position = table.sequence[start:stop], table.position[start:stop]
-    first, last = int(sequence[0]), int(sequence[-1])
-    lengths = [int(position[sequence == s].max()) + 1 for s in range(first, last + 1)]
-    inputs = np.zeros((len(lengths), max(lengths)), dtype=np.int64)
-    for row, length in enumerate(lengths):
-        inputs[row, :length] = table.sequences[first + row][:length]
-    wanted = None if table.wanted is None else torch.from_numpy(table.wanted[start:stop].copy())
-    return Tokens(
-        torch.from_numpy(inputs),
-        torch.from_numpy((sequence - first) * inputs.shape[1] + position),
-        torch.from_numpy(np.ascontiguousarray(table.next_token_id[start:stop])),
-        torch.from_numpy(np.ascontiguousarray(table.keep[start:stop])),
-        wanted,
+        None if wanted is None else torch.from_numpy(wanted.copy()),
+        torch.from_numpy(places[wanted]) if singly and wanted is not None else None,
     )
