@@ -141,15 +141,9 @@ class Lab:
         return [d["application_state"] for d in found] == ["RUNNING"] * len(MODELS)
 
 
-@pytest.fixture(scope="session")
-def lab(tmp_path_factory):
-    """Bring the server up once."""
-    need("redis-server")
-    try:
-        server.environment.find_python()
-    except ConfregError as error:
-        (pytest.fail if EVERYTHING else pytest.skip)(str(error))
-    root, folder = tmp_path_factory.mktemp("hub"), tmp_path_factory.mktemp("ndif")
+@contextlib.contextmanager
+def laboratory(root: Path, folder: Path) -> Iterator[Lab]:
+    """Bring a server up, with a Hub in ``root`` that it loads from; nothing is left of it."""
     for architecture in ("gpt2", "llama"):
         zoo.save(architecture, root / "lab" / f"tiny-{architecture}")
     shutil.copytree(embedded.ensure("smollm2-135m"), root / "lab" / "smollm2-135m")
@@ -169,11 +163,28 @@ def lab(tmp_path_factory):
     assert not status.profile.exists()
 
 
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """Bring the server up once."""
+    need("redis-server")
+    try:
+        server.environment.find_python()
+    except ConfregError as error:
+        (pytest.fail if EVERYTHING else pytest.skip)(str(error))
+    with laboratory(tmp_path_factory.mktemp("hub"), tmp_path_factory.mktemp("ndif")) as lab:
+        yield lab
+
+
+def write_recipe(folder: Path) -> str:
+    """A recipe that takes its time, and the module beside it."""
+    (folder / "slowly.py").write_text(RECIPE)
+    (folder / "kitchen.py").write_text(KITCHEN)
+    return str(folder / "slowly.py")
+
+
 @pytest.fixture
 def recipe(tmp_path) -> Iterator[str]:
-    (tmp_path / "slowly.py").write_text(RECIPE)
-    (tmp_path / "kitchen.py").write_text(KITCHEN)
-    yield str(tmp_path / "slowly.py")
+    yield write_recipe(tmp_path)
     # Where it was imported in this process, the next test's is another.
     sys.modules.pop("kitchen", None)
     sys.modules.pop("slowly", None)

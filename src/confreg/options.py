@@ -222,8 +222,9 @@ def _json(name: str, text: str) -> Any:
 
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfregError(f"--{name.replace('_', '-')} is no JSON: {error.msg}.") from None
+    except (ValueError, RecursionError) as error:
+        said = getattr(error, "msg", None) or error
+        raise ConfregError(f"--{name.replace('_', '-')} is no JSON: {said}.") from None
 
 
 def _kind(kind: Any) -> str:

@@ -137,7 +137,7 @@ def _shards(folder: Path, index: str, name: str) -> list[Path]:
 def _json(file: Path, name: str) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfregError(f"{file.name} of {name} is not JSON ({error}). {AGAIN}") from error
 
 

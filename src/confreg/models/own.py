@@ -100,13 +100,14 @@ def rows() -> dict[str, Architecture]:
 def _written() -> Iterator[Architecture]:
     for file in sorted(folder().glob("*.toml")):
         try:
-            yield Row.model_validate(tomllib.loads(file.read_text())).architecture(str(file))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfregError(f"{file} is not valid TOML: {error}.") from None
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
+            yield Row.model_validate(values).architecture(str(file))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise ConfregError(f"{file}: {where}: {first['msg']}.") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfregError(f"{file} is not valid TOML: {error}.") from None
 
 
 def _installed() -> Iterator[Architecture]:

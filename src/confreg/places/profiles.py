@@ -110,8 +110,8 @@ def load(profile: str | Path | Profile, overrides: Mapping[str, Any] | None = No
         path = _find(str(profile))
         name = path.stem
         try:
-            values = tomllib.loads(path.read_text())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfregError(f"Profile {str(path)!r} is not valid TOML: {error}.") from None
     for dotted, value in (overrides or {}).items():
         _override(values, dotted, value)

@@ -58,7 +58,7 @@ def read(ablation: str | float) -> Ablation:
         return Ablation("mean")
     if text == "zero":
         return Ablation("constant", 0.0)
-    if match := re.fullmatch(r"p(\d+(?:\.\d+)?)", text):
+    if match := re.fullmatch(r"p([0-9]{1,3}(?:\.[0-9]+)?)", text):
         percentile = float(match[1])
         if percentile <= 100:
             return Ablation("percentile", percentile)

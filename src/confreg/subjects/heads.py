@@ -204,7 +204,7 @@ def choose(
 def _heads(spec: str, last: int, model: Description, scores: np.ndarray | None) -> list[Head]:
     if is_named(spec):
         return list(dict.fromkeys(_head(part, last, model) for part in spec.split(",")))
-    match = re.fullmatch(r"(above|top):(\d+(?:\.\d+)?)", re.sub(r"\s", "", spec))
+    match = re.fullmatch(r"(above|top):([0-9]{1,9}(?:\.[0-9]+)?)", re.sub(r"\s", "", spec))
     if not match or (match[1] == "top" and ("." in match[2] or int(match[2]) == 0)):
         raise ConfregError(f"heads={spec!r} is not understood. Write {GRAMMAR}.")
     by, limit = match[1], float(match[2])
@@ -234,7 +234,7 @@ def _all_heads(model: Description, last: int) -> list[Head]:
 
 
 def _head(part: str, last: int, model: Description) -> Head:
-    match = re.fullmatch(r"\s*(-?\d+)\.(\d+)\s*", part)
+    match = re.fullmatch(r"\s*(-?[0-9]{1,9})\.([0-9]{1,9})\s*", part)
     if not match:
         raise ConfregError(f"heads={part!r} is not understood. Write {GRAMMAR}.")
     try:

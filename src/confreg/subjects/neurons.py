@@ -20,6 +20,7 @@ GRAMMAR = (
     "all | 11.584,11.2378 (layer.index) | 31:0-511 (layer:first-last, both included) | "
     "31:7 | random:100 | several of these joined by commas"
 )
+_N = "[0-9]{1,9}"
 OF_EXPERTS = (
     "all | 15.3.0,15.3.17 (layer.expert.index) | 15.3.0-511 (first-last, both included) | "
     "expert:3 | random:100 | several of these joined by commas"
@@ -179,9 +180,9 @@ def _of_experts(
     part: str, default: int, n_layers: int, each: int, n_experts: int
 ) -> list[tuple[int, int]]:
     """Neurons of routed experts: those of one, or a span of its own."""
-    if match := re.fullmatch(r"expert:(\d+)", part):
+    if match := re.fullmatch(rf"expert:({_N})", part):
         layer, expert, first, last = default, int(match[1]), 0, each - 1
-    elif match := re.fullmatch(r"(-?\d+)\.(\d+)\.(\d+)(?:-(\d+))?", part):
+    elif match := re.fullmatch(rf"(-?{_N})\.({_N})\.({_N})(?:-({_N}))?", part):
         layer, expert = whole_layer(int(match[1]), n_layers), int(match[2])
         first, last = int(match[3]), int(match[4] or match[3])
     else:
@@ -198,7 +199,7 @@ def _drawn(
     part: str, layer: int, n_neurons: int, rng: np.random.Generator, taken: set[tuple[int, int]]
 ) -> list[tuple[int, int]]:
     """So many neurons of a layer, none of which is taken."""
-    match = re.fullmatch(r"random:(\d+)", part)
+    match = re.fullmatch(rf"random:({_N})", part)
     if not match:
         raise ConfregError(f"--neurons: {part!r} is not understood. Write {GRAMMAR}.")
     wanted = int(match[1])
@@ -223,9 +224,9 @@ def _part(
         return [(default, i) for i in range(n_neurons)]
     if n_experts > 1:
         return _of_experts(part, default, n_layers, n_neurons // n_experts, n_experts)
-    if match := re.fullmatch(r"(-?\d+)\.(\d+)", part):
+    if match := re.fullmatch(rf"(-?{_N})\.({_N})", part):
         first = last = int(match[2])
-    elif match := re.fullmatch(r"(-?\d+):(\d+)(?:-(\d+))?", part):
+    elif match := re.fullmatch(rf"(-?{_N}):({_N})(?:-({_N}))?", part):
         first, last = int(match[2]), int(match[3] or match[2])
     else:
         raise ConfregError(f"--neurons: {part!r} is not understood. Write {GRAMMAR}.")

@@ -311,6 +311,7 @@ def _draw(
 
 
 def _deviations(text: str) -> list[float]:
-    if not re.fullmatch(r"\s*[-+]?\d+(\.\d+)?(\s*,\s*[-+]?\d+(\.\d+)?)*\s*", text):
+    number = r"\s*[-+]?[0-9]{1,9}(\.[0-9]+)?\s*"
+    if not re.fullmatch(rf"{number}(,{number})*", text):
         raise ConfregError(f"deviations={text!r} is not a list of numbers such as -1,0,1.")
     return list(dict.fromkeys(float(k) for k in text.split(",")))

@@ -178,7 +178,7 @@ def load(path: str | Path, size: int) -> Counts:
         values = np.load(path) if path.suffix == ".npy" else _read_csv(path, size)
     except ConfregError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError, csv.Error) as error:
         raise ConfregError(f"Counts cannot be read from {str(path)!r}: {error}") from error
     whole = values.ndim == 1 and values.dtype.kind in "iuf" and bool((values == values // 1).all())
     if not whole or (values < 0).any() or not values.any():

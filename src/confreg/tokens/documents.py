@@ -11,13 +11,12 @@ Further fields are columns, which may label tokens.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from confreg.errors import ConfregError
-from confreg.tokens.records import checked, text_of
+from confreg.tokens.records import checked, parsed, text_of
 
 Kind = Literal["text", "prompt", "messages"]
 KINDS: tuple[Kind, ...] = ("prompt", "messages", "text")
@@ -138,12 +137,7 @@ def _text(where: str, field: str, value: Any) -> str:
 
 def _messages(where: str, given: Any) -> Sequence[Mapping[str, Any]]:
     if isinstance(given, str):  # a field of a CSV file
-        try:
-            given = json.loads(given)
-        except json.JSONDecodeError as error:
-            raise ConfregError(
-                f"{_capital(where)}: the messages are no JSON: {error.msg}."
-            ) from error
+        given = parsed(f"the field messages of {where}", given)
     if hasattr(given, "tolist"):
         given = given.tolist()
     if not isinstance(given, list | tuple) or not given:

@@ -12,6 +12,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -75,7 +76,7 @@ def of_file(file: Path) -> Iterator[Placed]:
         raise ConfregError(
             f"{str(file)!r} is not UTF-8 text ({error.reason}): convert it, or leave it out."
         ) from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         said = getattr(error, "strerror", None) or error
         raise ConfregError(f"{str(file)!r} cannot be read: {said}.") from error
 
@@ -159,22 +160,30 @@ def _json_lines(file: Path, stream: IO[bytes]) -> Iterator[Placed]:
     for number, line in enumerate(_text(stream), start=1):
         if line.strip():
             where = f"line {number} of {str(file)!r}"
-            yield where, _object(where, _parsed(where, line))
+            yield where, _object(where, parsed(where, line))
 
 
 def _json(file: Path, stream: IO[bytes]) -> Iterator[Placed]:
     where = repr(str(file))
-    found = _parsed(where, _text(stream).read())
+    found = parsed(where, _text(stream).read())
     for number, item in enumerate(found if isinstance(found, list) else [found], start=1):
         at = f"object {number} of {where}"
         yield at, _object(at, item)
 
 
-def _parsed(where: str, text: str) -> Any:
+def parsed(where: str, text: str) -> Any:
+    """What a piece of JSON says.
+
+    Raises
+    ------
+    ConfregError
+        It is none, or one too deep or with numbers too long for Python.
+    """
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfregError(f"{_capital(where)} is no JSON: {error.msg}.") from error
+    except (ValueError, RecursionError) as error:
+        said = getattr(error, "msg", None) or error
+        raise ConfregError(f"{_capital(where)} is no JSON that can be read: {said}.") from error
 
 
 def _object(where: str, item: Any) -> Record:
