@@ -34,15 +34,21 @@ def calibration(
     layer: int = -1,
     ablation: float | str = "mean",
     mean_over: Literal["all", "kept"] = "all",
+    mean_from: str = "",
 ):
-    """Ablate every neuron of a layer, and read how sure the model is and whether it is right."""
+    """Ablate every neuron of a layer, and read how sure the model is and whether it is right.
+
+    ``mean_from``: other text, or a finished store, that means are taken from.
+    """
     if study.options.reduce != "none":
         raise ConfregError(
             "Recipe 'calibration' sorts single tokens into bins: it cannot --reduce token."
         )
     tokens = study.tokens()
     neurons = study.neurons(layer)
-    value = steps.ablation_value(study, neurons, tokens, ablation, over=mean_over)
+    value = steps.ablation_value(
+        study, neurons, tokens, ablation, over=mean_over, mean_from=mean_from
+    )
     effects = study.effects(fx.confidence.total, fx.correct.total)
     return [
         steps.ablation(study, ablate, neurons, tokens, effects=effects, to=value),

@@ -33,10 +33,14 @@ def confidence_in_context(
     layer: int = -1,
     ablation: float | str = "mean",
     mean_over: Literal["all", "kept"] = "all",
+    mean_from: str = "",
     null_dims: int | None = None,
     centre_vocabulary: bool = True,
 ):
-    """Ablate chosen neurons at every token, and read the effects where they are active."""
+    """Ablate chosen neurons at every token, and read the effects where they are active.
+
+    ``mean_from``: other text, or a finished store, that means are taken from.
+    """
     if study.options.reduce != "none":
         raise ConfregError(
             "Recipe 'confidence_in_context' is about single tokens: it cannot --reduce token. For "
@@ -44,7 +48,9 @@ def confidence_in_context(
         )
     tokens = study.tokens()
     neurons = study.neurons(layer)
-    value = steps.ablation_value(study, neurons, tokens, ablation, over=mean_over)
+    value = steps.ablation_value(
+        study, neurons, tokens, ablation, over=mean_over, mean_from=mean_from
+    )
     effects = study.effects(fx.loss.total, fx.loss.direct)
     return [
         steps.weight_statistics(study, neurons, null_dims, centre_vocabulary),

@@ -48,13 +48,19 @@ def entropy_neurons(
     layer: int = -1,
     ablation: float | str = "mean",
     mean_over: Literal["all", "kept"] = "all",
+    mean_from: str = "",
     null_dims: int | None = None,
     centre_vocabulary: bool = True,
 ):
-    """Ablate every neuron of a layer at every token of the text."""
+    """Ablate every neuron of a layer at every token of the text.
+
+    ``mean_from``: other text, or a finished store, that means are taken from.
+    """
     tokens = study.tokens()
     neurons = study.neurons(layer)
-    value = steps.ablation_value(study, neurons, tokens, ablation, over=mean_over)
+    value = steps.ablation_value(
+        study, neurons, tokens, ablation, over=mean_over, mean_from=mean_from
+    )
     effects = study.effects(fx.loss.total, fx.loss.direct)
     return [
         steps.weight_statistics(study, neurons, null_dims, centre_vocabulary),

@@ -27,17 +27,21 @@ def group_ablation(
     *,
     layer: int = -1,
     mean_over: Literal["all", "kept"] = "all",
+    mean_from: str = "",
     random_sets: int = 100,
     deviations: str = "-1,0,1",
 ):
     """Ablate sets of neurons at once at every token of the text.
 
-    ``--neurons`` names the sets, separated by ``;``. ``deviations`` are the k. With the effects
+    ``--neurons`` names the sets, separated by ``;``. ``deviations`` are the k.
+    ``mean_from``: other text, or a finished store, that mean and σ are taken from. With the effects
     ``confidence_total`` and ``correct_total`` also how well calibrated the model is with each set.
     """
     tokens = study.tokens()
     sets = study.sets(layer, random=random_sets, deviations=deviations)
-    value = steps.ablation_value(study, sets.neurons, tokens, over=mean_over, spread=True)
+    value = steps.ablation_value(
+        study, sets.neurons, tokens, over=mean_over, spread=True, mean_from=mean_from
+    )
     effects = study.effects(fx.loss.total, fx.loss.direct)
     return [
         steps.ablation(study, ablate, sets, tokens, effects=effects, to=value),

@@ -35,6 +35,7 @@ def induction(
     *,
     layer: int = -1,
     mean_over: Literal["first", "all", "text"] = "first",
+    mean_from: str = "",
     random_sets: int = 20,
     repeats: Literal["text", "random", "ngrams"] = "text",
     length: int = 100,
@@ -47,7 +48,7 @@ def induction(
     """Ablate chosen neurons, each alone and jointly, plainly and clipped, where a text comes again.
 
     ``mean_over``: the first occurrences' tokens, all of the sequences', or those of the text as it
-    is, that many of it.
+    is, that many of it; ``mean_from``: or those of other text, or a finished store's means.
     ``length`` tokens are repeated after ``separator``, or n-grams of ``ngram`` tokens come again
     after ``gap`` others or more, of which none has what is ``banned``: repeated (a token twice),
     special (tokens), wordless (tokens without a letter or digit), newline, piece (of a character),
@@ -63,7 +64,9 @@ def induction(
         count=count,
     )  # fmt: skip
     sets = study.alone_and_joint(layer, random=random_sets)
-    value = steps.ablation_value(study, sets.neurons, tokens, over=mean_over, occurrences=True)
+    value = steps.ablation_value(
+        study, sets.neurons, tokens, over=mean_over, occurrences=True, mean_from=mean_from
+    )
     effects = study.effects(fx.loss.total, fx.loss.direct)
     return [
         steps.ablation(

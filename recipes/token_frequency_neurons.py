@@ -42,6 +42,7 @@ def token_frequency_neurons(
     layer: int = -1,
     ablation: float | str = "mean",
     mean_over: Literal["all", "kept"] = "all",
+    mean_from: str = "",
     null_dims: int | None = None,
     counts: str | None = None,
     all_layers: bool = False,
@@ -51,12 +52,14 @@ def token_frequency_neurons(
 
     ``counts`` is a file of token counts (.npy, .csv) or text to count, such as ``hf:dataset``;
     by default the whole text of the run is counted. ``all_layers`` adds the cosine of every
-    neuron of the model.
+    neuron of the model. ``mean_from``: other text, or a finished store, that means are taken from.
     """
     tokens = study.tokens()
     neurons = study.neurons(layer)
     frequencies = study.counts(counts)
-    value = steps.ablation_value(study, neurons, tokens, ablation, over=mean_over)
+    value = steps.ablation_value(
+        study, neurons, tokens, ablation, over=mean_over, mean_from=mean_from
+    )
     total, direct = fx.loss.total, fx.loss.frequency_direct
     effects = study.effects(total, direct)
     return [

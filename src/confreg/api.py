@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from confreg import earlier, places
 from confreg import options as table
-from confreg import places
 from confreg.axes import Axis
 from confreg.errors import ConfregError
 from confreg.options import Options
@@ -143,6 +143,11 @@ def make_plan(recipe: Recipe, options: Options, parameters: Mapping[str, Any]) -
             "title": f"{recipe.name}: {model.name}",
             **provenance.attributes(recipe.name, recipe.source, recipe.documentation, options.seed),
             **_of_model(model),
+            **(
+                {earlier.WEIGHTS: earlier.weights_of(model.fingerprint or "")}
+                if model.is_language_model
+                else {}
+            ),
             **({} if study.is_remote else _libraries(model)),
             **study.attributes,
             "profile": profile.name,

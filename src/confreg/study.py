@@ -95,6 +95,13 @@ class Study:
         return tuple(effect for effect in every if effect.name in [*wanted, *needed])
 
     @functools.cached_property
+    def named(self) -> str:
+        """``--neurons``, with what files and earlier runs stand for written out."""
+        from confreg.subjects.elsewhere import expand
+
+        return expand(self.options.neurons, self.model)
+
+    @functools.cached_property
     def corpus(self) -> Corpus:
         """The text that was named."""
         from confreg import tokens
@@ -114,23 +121,33 @@ class Study:
         """
         return self._text(self._table())
 
-    def _table(self, keep: bool = True) -> TokenTable:
+    def _table(self, keep: bool = True, corpus: Corpus | None = None) -> TokenTable:
         from confreg import tokens
 
         o, about = self.options, self.model.about
-        with waiting(f"tokenising {self.corpus.name}"):
+        columns = (o.columns or ()) if corpus is None else ()
+        corpus = corpus or self.corpus
+        with waiting(f"tokenising {corpus.name}"):
             return tokens.lay_out(
-                self.corpus, about.tokenizer, o.sequence_length, o.max_tokens, o.per_document,
-                o.bos, columns=o.columns or (), keep=(o.keep or ()) if keep else (),
+                corpus, about.tokenizer, o.sequence_length, o.max_tokens, o.per_document,
+                o.bos, columns=columns, keep=(o.keep or ()) if keep else (),
                 template=o.chat_template_kwargs, positions=about.max_length,
             )  # fmt: skip
 
-    def sample(self) -> Text:
+    def sample(self, text: str = "") -> Text:
         """The run's text as it is, as the axis ``sample``: for means over ordinary text.
 
         It is cut as `tokens` cuts it, and has no labels of its own.
+
+        Parameters
+        ----------
+        text : str
+            Other text in its place, named as ``--text`` is.
         """
-        return self._fed(self._table(keep=False), "sample")
+        from confreg import tokens
+
+        corpus = tokens.read(text) if text else None
+        return self._fed(self._table(keep=False, corpus=corpus), "sample")
 
     def repeats(
         self,
@@ -242,12 +259,13 @@ class Study:
         ConfregError
             Neurons that do not exist, or another model that has other tokens.
         """
+        from confreg.subjects.elsewhere import expand
         from confreg.subjects.neurons import choose, neuron_axis
 
         about = self.model.about if of is None else of.about
         if of is not None:
             self._check_tokens(of)
-        spec = spec or ("all" if of is not None else self.options.neurons)
+        spec = expand(spec, of or self.model) if spec else "all" if of is not None else self.named
         chosen = choose(spec, layer, about.n_layers, about.n_neurons, self.seed, about.n_experts)
         return neuron_axis(chosen, about.n_neurons, name)
 
@@ -297,7 +315,7 @@ class Study:
         from confreg.subjects.sets import against_controls, set_axis
 
         about = self.model.about
-        found = against_controls(self.options.neurons, layer, about, self.seed, random, deviations)
+        found = against_controls(self.named, layer, about, self.seed, random, deviations)
         return set_axis(found, about.n_neurons)
 
     def alone_and_joint(self, layer: int = -1, *, random: int = 20) -> SetAxis:
@@ -318,7 +336,7 @@ class Study:
         from confreg.subjects.sets import alone_and_joint, set_axis
 
         about = self.model.about
-        found = alone_and_joint(self.options.neurons, layer, about, self.seed, random)
+        found = alone_and_joint(self.named, layer, about, self.seed, random)
         return set_axis(found, about.n_neurons)
 
     def heads(

@@ -32,6 +32,10 @@ RUN_EPILOG = """neurons:
   11.584,11.2378         by layer.index
   31:0-511               a range of one layer, both ends included
   random:100             drawn with --seed from the recipe's layer
+  @best.txt              of a file: lines of the above, or a table (.csv, .parquet, ...) with the
+                         columns layer and index
+  runs/a.zarr:top:20:te_mediated
+                         the first of a finished store of the same model (or bottom:)
 
 text:
   a file, a folder, a glob, or hf:dataset[/config][:split][#column]; default: the English

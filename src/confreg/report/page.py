@@ -303,6 +303,8 @@ def _ablation(ds: xr.Dataset) -> str:
         return f"attention heads ({ds.attrs.get('heads', 'chosen')}) attend to the first token only"
     if kind == "mean":
         where = f"{over} tokens"
+        if ds.attrs.get("mean_from"):
+            where += f" of other text ({ds.attrs.get('mean_from_corpus', ds.attrs['mean_from'])})"
         if over == "first":
             count = ds.attrs["mean_over_tokens"]
             where = f"{count:,} compared tokens of first occurrences"

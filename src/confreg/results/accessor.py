@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import xarray as xr
 
 from confreg.errors import ConfregError
 from confreg.results import groups, tables
+from confreg.results.overlap import Overlap, overlap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -171,6 +173,43 @@ class Accessor:
             The dataset has no such axis.
         """
         return tables.table(self._ds, axis)
+
+    def overlap(
+        self,
+        other: xr.Dataset | str | Path,
+        n: int = 20,
+        by: str | None = None,
+        axis: str | None = None,
+    ) -> Overlap:
+        """What the ``n`` strongest neurons have in common with those of another dataset.
+
+        Of the neurons that both have, by label: two runs of one model, or models of one shape, such
+        as a base model and its chat model.
+
+        Parameters
+        ----------
+        other : Dataset, str or Path
+            Another dataset, or where its store is.
+        n : int
+        by, axis
+            As of `top`.
+
+        Returns
+        -------
+        Overlap
+            ``shared``, ``jaccard``, how many are ``expected`` by chance, and the hypergeometric
+            ``p``.
+
+        Raises
+        ------
+        ConfregError
+            There is no such store, one cannot be ranked so, or they have no ``n`` in common.
+        """
+        if not isinstance(other, xr.Dataset):
+            from confreg.results.open import open
+
+            other = open(other)
+        return overlap(self._ds, other, n, by, axis)
 
     def kept(self) -> xr.Dataset:
         """The tokens over which reductions run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import nnsight
 import numpy as np
 
+from confreg import earlier
 from confreg.axes import Spans, Variable
 from confreg.errors import ConfregError
 from confreg.sweep.step import Derivation, Item, Step
@@ -72,6 +74,11 @@ def read(ablation: str | float) -> Ablation:
 
 
 VALUE = Variable("ablation_value", ("neuron",), "value that replaces the activation")
+DEVIATION = Variable(
+    "activation_deviation",
+    ("neuron",),
+    "standard deviation of the activation over the tokens of mean_over",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +113,7 @@ def ablation_value(
     over: str = "all",
     spread: bool = False,
     occurrences: bool = False,
+    mean_from: str = "",
 ) -> Value:
     """What replaces the activations of some neurons.
 
@@ -123,16 +131,34 @@ def ablation_value(
     occurrences : bool
         Find also ``mean_first`` and ``mean_second (neuron)``, over the compared tokens of the
         occurrences of a text that comes again.
+    mean_from : str
+        Where the mean is from, in place of the run's text: other text, named as ``--text`` is and
+        cut as it is cut, or a finished store of the same model, whose ``ablation_value`` is taken.
 
     Raises
     ------
     ConfregError
-        ``ablation`` is not understood.
+        ``ablation`` is not understood, or is no mean that could be from elsewhere; a store of
+        another model, of other neurons, or of other values than means.
     """
-    found, elsewhere = read(ablation), over == "text"
-    where = study.sample() if elsewhere else tokens
-    mask = where.keep if elsewhere else tokens.over(over)
+    found, elsewhere = read(ablation), over == "text" or bool(mean_from)
+    if mean_from and found.kind != "mean":
+        raise ConfregError(
+            f"mean_from={mean_from!r} says where means are from, and ablation={ablation!r} is none."
+        )
+    if mean_from and earlier.is_store(mean_from):
+        return _of_store(study, neurons, tokens, mean_from, spread, occurrences)
+    where = study.sample(mean_from) if elsewhere else tokens
+    if mean_from and over not in ("all", "kept"):
+        over = "kept"  # of text that is no repeat
+    mask = where.keep if over == "text" else where.over(over)
     said = {"ablation": str(ablation), "mean_over": over, "mean_over_tokens": int(mask.sum())}
+    if mean_from:
+        corpus = {
+            "mean_from_corpus": where.table.corpus,
+            "mean_from_sha256": where.table.corpus_hash,
+        }
+        said |= {"mean_from": mean_from, **corpus}
     items: list[Item]
     if found.kind == "percentile":
         items = _percentile(neurons, where, found.value, mask)
@@ -146,6 +172,53 @@ def ablation_value(
             items, masks = [], masks | others
         items = [*items, *_moments(study, neurons, where, masks, spread, found)]
     return Value(found, None if elsewhere else mask, items, said)
+
+
+SAYS = {
+    "mean_over": "mean_over",
+    "mean_over_tokens": "mean_over_tokens",
+    "corpus": "mean_from_corpus",
+    "mean_from_corpus": "mean_from_corpus",
+}
+"""What a run says of its means, and what it is called where they are taken from it."""
+
+
+def _of_store(
+    study: Study, neurons: NeuronAxis, tokens: Text, path: str, spread: bool, occurrences: bool
+) -> Value:
+    """Means, and σ, that an earlier run found."""
+    ds = earlier.of_model(path, study.model)
+    wanted = [VALUE.name, *(["activation_deviation"] if spread else [])]
+    for name in wanted:
+        if name not in ds or ds[name].dims != ("neuron",):
+            raise ConfregError(f"mean_from={path!r}: the store has no {name!r} of its neurons.")
+    if ds.attrs.get("ablation") != "mean":
+        raise ConfregError(
+            f"mean_from={path!r}: that run ablated to {ds.attrs.get('ablation', 'nothing')!r}, not "
+            "to means."
+        )
+    names = neurons.neurons.names
+    at = ds["neuron"].to_index().get_indexer(names)
+    if (at < 0).any():
+        raise ConfregError(
+            f"mean_from={path!r}: the store lacks {int((at < 0).sum())} of the {len(names):,} "
+            f"neurons, {names[np.argmax(at < 0)]} for one."
+        )
+    found = {name: ds[name].values[at].astype(np.float32) for name in wanted}
+    digest = hashlib.sha256(b"".join(values.tobytes() for values in found.values()))
+    said: dict[str, Any] = {"ablation": "mean", "mean_from": path}
+    said |= {own: ds.attrs[name] for name, own in SAYS.items() if name in ds.attrs}
+    said["mean_from_sha256"] = digest.hexdigest()
+
+    def means_from_store(_: xr.Dataset) -> dict[str, np.ndarray]:
+        return found
+
+    gives = (VALUE, *([DEVIATION] if spread else []))
+    items: list[Item] = [Derivation(means_from_store, gives, along=(neurons,))]
+    if occurrences:
+        masks = _occurrences(tokens)
+        items += _moments(study, neurons, tokens, masks, False, Ablation("mean"))
+    return Value(Ablation("mean"), None, items, said)
 
 
 def _occurrences(tokens: Text) -> dict[str, np.ndarray]:
@@ -197,8 +270,7 @@ def _moments(
     )  # fmt: skip
     gives = [VALUE] if "activation" in masks else []
     if spread:
-        text = "standard deviation of the activation over the tokens of mean_over"
-        gives.append(Variable("activation_deviation", ("neuron",), text))
+        gives.append(DEVIATION)
     for name in masks:
         if name != "activation":
             text = f"mean activation over the compared tokens of the {name} occurrence"

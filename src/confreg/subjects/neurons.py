@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 GRAMMAR = (
     "all | 11.584,11.2378 (layer.index) | 31:0-511 (layer:first-last, both included) | "
-    "31:7 | random:100 | several of these joined by commas"
+    "31:7 | random:100 | @file | store.zarr:top:20:te | several of these joined by commas"
 )
 _N = "[0-9]{1,9}"
 OF_EXPERTS = (
     "all | 15.3.0,15.3.17 (layer.expert.index) | 15.3.0-511 (first-last, both included) | "
-    "expert:3 | random:100 | several of these joined by commas"
+    "expert:3 | random:100 | @file | store.zarr:top:20:te | several of these joined by commas"
 )
 
 

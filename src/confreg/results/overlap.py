@@ -1,0 +1,83 @@
+"""Do two runs find the same neurons? What their strongest have in common, and what chance gives."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import xarray as xr
+
+from confreg.errors import ConfregError
+from confreg.results import tables
+
+
+class Overlap(NamedTuple):
+    """What the strongest n entries of two datasets have in common.
+
+    Attributes
+    ----------
+    shared : tuple of str
+        Those that are among the n of both, the first dataset's strongest first.
+    n : int
+        How many of each are compared.
+    population : int
+        Entries that both datasets have, N.
+    jaccard : float
+        Shared ones over all that are among the n of either.
+    expected : float
+        How many are shared by chance, n²/N.
+    p : float
+        Chance that two random choices of n among the N share at least as many (hypergeometric).
+    """
+
+    shared: tuple[str, ...]
+    n: int
+    population: int
+    jaccard: float
+    expected: float
+    p: float
+
+
+def overlap(
+    first: xr.Dataset, second: xr.Dataset, n: int, by: str | None, axis: str | None
+) -> Overlap:
+    """Compare the strongest entries that two datasets have both.
+
+    Parameters
+    ----------
+    first, second : Dataset
+    n : int
+    by : str, optional
+        As of `Accessor.top`, for both.
+    axis : str, optional
+        As of `Accessor.top`.
+
+    Raises
+    ------
+    ConfregError
+        They cannot be ranked so, have no n entries in common, or n is no number of entries.
+    """
+    from scipy.stats import hypergeom
+
+    axis = tables.chosen_axis(first, axis)
+    ranked = []
+    for ds in (first, second):
+        frame = ds.confreg.top(by, ds.sizes.get(axis, 0), axis=axis)
+        column = by or tables.rank_by(frame)
+        ranked.append(frame.index[frame[column].notna()].tolist())
+    both = set(ranked[0]) & set(ranked[1])
+    if not 0 < n <= len(both):
+        raise ConfregError(
+            f"The datasets have {len(both)} {axis}s in common: the strongest {n} of them cannot be "
+            "compared."
+        )
+    own, other = ([label for label in labels if label in both][:n] for labels in ranked)
+    shared = tuple(str(label) for label in own if label in set(other))
+    population = len(both)
+    return Overlap(
+        shared,
+        n,
+        population,
+        jaccard=len(shared) / (2 * n - len(shared)),
+        expected=n * n / population,
+        p=float(hypergeom.sf(len(shared) - 1, population, n, n)),
+    )
