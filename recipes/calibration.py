@@ -1,11 +1,11 @@
 """Calibration: does a neuron make the model surer, or righter?
 
-Every neuron of a layer is ablated at every token of the text, δ = v − a, and on kept tokens two
-things are read: how sure the model is, c, the probability of its likeliest token, and whether it
-is right, o = 1 where that is the next token. From both follow the accuracy, the expected
-calibration error, the maximal one and the Brier score, before and after each ablation. A neuron
-that only regulates confidence moves c and leaves o; whether that is for the better the calibration
-errors say.
+Every neuron of a layer is ablated, δ = v − a, and at every kept token two things are read: how sure
+the model is, c, the probability of its likeliest token, and whether it is right, o = 1 where that
+is the next token. From both follow the accuracy, the expected calibration error, the maximal one
+and the Brier score, before and after each ablation. A neuron that only regulates confidence moves c
+and leaves o; whether that is for the better the calibration errors say. Effects at tokens that are
+not kept are not looked at, and NaN.
 
 With ablated tokens as few as they are in one run, most neurons change the calibration error by
 chance: hold a neuron against the others of its layer, or a set of them against random sets
@@ -44,7 +44,7 @@ def calibration(
         raise ConfregError(
             "Recipe 'calibration' sorts single tokens into bins: it cannot --reduce token."
         )
-    tokens = study.tokens()
+    tokens = study.tokens().at_kept()
     neurons = study.neurons(layer)
     value = steps.ablation_value(
         study, neurons, tokens, ablation, over=mean_over, mean_from=mean_from

@@ -122,8 +122,9 @@ def test_the_recipe_against_plain_transformers(
         effects = {name: torch.cat([one[name] for one in found]).numpy() for name in found[0]}
         assert np.abs(effects["confidence_total"]).max() > 1e-4
         for name in ds["effect"].values:
-            mine = ds["effects"].isel(neuron=i).sel(effect=name)
-            np.testing.assert_allclose(mine, effects[name], atol=1e-4, err_msg=name)
+            mine = ds["effects"].isel(neuron=i).sel(effect=name).values
+            np.testing.assert_allclose(mine[keep], effects[name][keep], atol=1e-4, err_msg=name)
+            assert np.isnan(mine[~keep]).all()
         confidence, correct = (
             (ds[name].values.astype(float) + effects[f"{name}_total"])[keep]
             for name in ("confidence", "correct")

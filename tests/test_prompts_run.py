@@ -108,6 +108,41 @@ def test_a_last_position_without_target_has_an_entropy_and_no_loss(checkpoint, t
     np.testing.assert_allclose(means.sel(effect="entropy_total"), kept.mean(), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("engine", "layer"), [("exact", 2), ("series", 2), ("forward", 1)])
+def test_what_no_mean_is_over_is_left_out_where_only_means_are_kept(
+    checkpoint, tmp_path, engine, layer
+):
+    """One token of a prompt is kept: the means are those of the cube, which has every token."""
+    cube = run(checkpoint, tmp_path / "c.zarr", "llama", layer, engine=engine)
+    reduced = run(
+        checkpoint, tmp_path / "r.zarr", "llama", layer, engine=engine, reduce="token"
+    )  # fmt: skip
+    keep = cube["keep"].values
+    assert keep.sum() == len(QUESTIONS)
+    assert np.isfinite(cube["effects"].sel(effect="entropy_total").values).all()
+    wanted = np.abs(cube["effects"].values[:, keep].astype(np.float64)).mean(1)
+    assert wanted.max() > 1e-3
+    for name in ("effect_mean", "effect_abs_mean", "te", "de", "mediated"):
+        np.testing.assert_allclose(reduced[name], cube[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(reduced["effect_abs_mean"], wanted, rtol=1e-4, atol=1e-6)
+    if engine != "forward":
+        # Those that are checked are drawn from kept tokens: a sixteenth of the pairs.
+        assert reduced.attrs["error_sampled_pairs"] == max(2 * keep.sum() // 16, 1)
+
+
+def test_kept_tokens_alone(checkpoint, tmp_path):
+    whole = run(checkpoint, tmp_path / "w.zarr", "llama", 2, effects=["confidence_total"])
+    kept = confreg.run(
+        "calibration", model=str(checkpoint("llama")), text=QUESTIONS, neurons="2.3,2.4",
+        ablation="zero", progress=False, out=tmp_path / "k.zarr",
+    ).load()  # fmt: skip
+    keep = whole["keep"].values
+    mine, theirs = (ds["effects"].sel(effect="confidence_total").values for ds in (kept, whole))
+    np.testing.assert_allclose(mine[:, keep], theirs[:, keep], atol=1e-7)
+    assert np.isfinite(theirs).all()
+    assert np.isnan(mine[:, ~keep]).all()
+
+
 def test_another_answer_is_another_configuration(checkpoint, tmp_path):
     run(checkpoint, tmp_path / "o.zarr", "llama", 2)
     from confreg.errors import ConfregError

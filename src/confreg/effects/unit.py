@@ -45,6 +45,12 @@ class Tokens:
             return torch.arange(len(self.positions))
         return self.wanted.nonzero()[:, 0]
 
+    def at_kept(self):
+        """The same, with effects wanted at kept tokens only, or at those that were wanted."""
+        if self.wanted is not None or bool(self.keep.all()):
+            return self
+        return Tokens(self.inputs, self.positions, self.targets, self.keep, self.keep)
+
 
 class Unit:
     """One unit of an ablation: what one trace does. Travels to the model by value.
@@ -65,7 +71,8 @@ class Unit:
         How many pairs of an edit and a token are recomputed in float64, and the seed that draws
         them. (The engine ``Forward`` recomputes none.)
     cube : bool
-        Return every effect, not only sums over tokens.
+        Return every effect, not only sums over tokens. Without it effects are found at kept
+        tokens only.
     watched : Tensor (m,) int64, optional
         Indices along the last dimension of what the trace passes to `Site.measure`: their values
         are returned.
@@ -100,7 +107,8 @@ class Unit:
         changes=None,
         counts=None,
     ):
-        self.tokens = tokens
+        # Without the cube nothing is left of effects at other tokens.
+        self.tokens = tokens if cube else tokens.at_kept()
         self.edits = edits
         self.engine = engine
         self.effects = tuple(effects)

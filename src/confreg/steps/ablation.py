@@ -309,8 +309,17 @@ class _Ablation:
         elif self.forward:
             fit = length
         elif not budget.dear:
-            fit = min(fit, max(budget.tokens // length, 1) * length)
+            # What a unit costs are the tokens at which effects are wanted.
+            cheap = int(budget.tokens / self._wanted_share())
+            fit = min(fit, max(cheap // length, 1) * length)
         return {self.subjects.name: entries, self.tokens.name: fit}
+
+    def _wanted_share(self) -> float:
+        """The share of tokens at which effects are wanted."""
+        wanted = self.tokens.table.wanted
+        if wanted is None:
+            return 1.0 if self.cube else float(self.tokens.keep.mean())
+        return max(float(wanted.mean()), 1 / len(wanted))
 
     def _uploaded(self, upload: int) -> int:
         """How many edits a request may carry."""

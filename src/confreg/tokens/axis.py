@@ -62,6 +62,16 @@ class Text(Axis):
             singly=True,
         )
 
+    def at_kept(self) -> Text:
+        """The same tokens, with effects wanted at kept ones only; they are NaN at others.
+
+        For recipes that read nothing else off them: of a prompt with a target one token is kept.
+        """
+        table = replace(self.table, wanted=self.keep)
+        return replace(
+            self, entries=lambda start, stop: token_block(table, start, stop), table=table
+        )
+
     @property
     def keep(self) -> np.ndarray:
         """Tokens over which reductions run, (T,) bool."""

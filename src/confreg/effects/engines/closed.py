@@ -31,7 +31,9 @@ def close(tally, observed, pairs, approximate=False):
     slow = [e for e in effects if e not in fast]
     seen = observed.rows()
     chunks = observed.chunks(size_t)
-    centre = None if slow else torch.softmax(observed.logits(slice(0, size_t)), -1).mean(0)
+    centre = None
+    if chunks and not slow:
+        centre = torch.softmax(observed.logits(chunks[0]), -1).mean(0)
     for edits in spans(len(observed.edits), size_n):
         some = observed.edits.cut(edits.start, edits.stop)
         delta, weights = (x[:, 0].float() for x in observed.written(some, seen))
@@ -105,16 +107,18 @@ def draw(observed):
     """Which pairs are recomputed in float64: a function of a slice of the edits and of tokens,
     a slice or their indices in order, which gives a mask (n', t') or None."""
     unit, device = observed.unit, observed.raw.device
-    n, tokens = len(unit.edits), len(unit.tokens)
+    n, wanted = len(unit.edits), unit.tokens.chosen()
+    tokens, pairs = len(unit.tokens), n * len(wanted)
     generator = torch.Generator().manual_seed(unit.seed)
-    sample = min(unit.sample, n * tokens)
-    if 4 * sample > n * tokens:
-        chosen = torch.randperm(n * tokens, generator=generator)
+    sample = min(unit.sample, pairs)
+    if 4 * sample > pairs:
+        chosen = torch.randperm(pairs, generator=generator)
     else:  # too many pairs to shuffle: draw, and drop what was drawn twice
-        chosen = torch.randint(n * tokens, (2 * sample,), generator=generator).unique()
+        chosen = torch.randint(pairs, (2 * sample,), generator=generator).unique()
         chosen = chosen[torch.randperm(len(chosen), generator=generator)]
     chosen = chosen[:sample]
-    at = torch.div(chosen, tokens, rounding_mode="floor"), chosen % tokens
+    count = max(len(wanted), 1)
+    at = torch.div(chosen, count, rounding_mode="floor"), wanted[chosen % count]
 
     def mask(edits, some):
         every = torch.arange(tokens)[some]
