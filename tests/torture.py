@@ -204,7 +204,7 @@ def writers(folder: Path, times: int, draw: random.Random) -> int:
             (folder / str(each)).mkdir(exist_ok=True)
             commands.append(Command(line, folder / str(each)))
             time.sleep(draw.choice([0, 0, draw.uniform(0, took / 4), draw.uniform(0, took)]))
-        if number % 3 == 2:
+        if number % 3 == 2 and commands[0].wait(0) is None:
             commands[0].send(signal.SIGKILL)
         for command in commands:
             status = command.wait()

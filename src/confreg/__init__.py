@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from confreg.api import plan, run
     from confreg.axes import Axis, Label, Variable
     from confreg.models.network import Network
+    from confreg.results.families import families
     from confreg.results.matching import match
     from confreg.results.open import open
+    from confreg.results.redundancy import redundancy
+    from confreg.results.series import series
     from confreg.sweep.step import Derivation, Step
 
 __version__ = "0.2.0"
@@ -35,11 +38,14 @@ __all__ = [
     "Variable",
     "derive",
     "effects",
+    "families",
     "match",
     "open",
     "plan",
     "recipe",
+    "redundancy",
     "run",
+    "series",
     "steps",
 ]
 
@@ -52,10 +58,13 @@ _LAZY = {
     "Variable": ("confreg.axes", "Variable"),
     "derive": ("confreg.derive", None),
     "effects": ("confreg.effects", None),
+    "families": ("confreg.results.families", "families"),
     "match": ("confreg.results.matching", "match"),
     "open": ("confreg.results.open", "open"),
     "plan": ("confreg.api", "plan"),
+    "redundancy": ("confreg.results.redundancy", "redundancy"),
     "run": ("confreg.api", "run"),
+    "series": ("confreg.results.series", "series"),
     "steps": ("confreg.steps", None),
 }
 

@@ -15,7 +15,7 @@ from confreg.errors import ConfregError
 from confreg.report.columns import described, means
 from confreg.report.subjects import ranking
 from confreg.report.wording import long_name, mediator, plural, units
-from confreg.results import axes, tables, vocabulary
+from confreg.results import axes, families, tables, vocabulary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +38,8 @@ LEGEND_SETS = (
     " Δ: mean change. p: how often a random set of the same size does at least as much, 1/{least} "
     "at the least. Random sets are in the dataset and the report."
 )
+
+GOES_WITH = "Tokens that the activation goes with, and the share of its variance they explain:"
 
 
 def _console() -> Console:
@@ -108,6 +110,9 @@ def _print_rows(ds: xr.Dataset, subject: str, by: str, n: int, smallest: bool) -
         table.add_row(text, *map(_number, row[columns].astype(float)))
     console = _console()
     console.print(table)
+    if words := families.in_words(ds, subject, list(frame.index)):
+        said = "; ".join(f"{name} {family}" for name, family in words.items())
+        console.print(f"{GOES_WITH} {said}.", style="dim")
     if "te" in columns:
         said = LEGEND.format(subject=noun, frozen=mediator(ds)[0])
         if "null_fraction" in columns:

@@ -11,7 +11,7 @@ from confreg.report.contexts import Tokens, Word, of_variable
 from confreg.report.placing import shown_as
 from confreg.report.sections import Options, Section
 from confreg.report.wording import label, long_name, number, percent, plural, sentence
-from confreg.results import axes, tables
+from confreg.results import axes, families, tables
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -44,9 +44,13 @@ def _details(ds: xr.Dataset, dim: str, options: Options, shown: frozenset[str]) 
     frame = tables.table(ds, dim)
     names = axes.texts(ds, dim)
     found = []
-    for neuron in contexts.shown(ds, options, dim):
+    chosen = contexts.shown(ds, options, dim)
+    words = families.in_words(ds, dim, chosen)
+    for neuron in chosen:
         detail = contexts.detail(ds, tokens, neuron, options.contexts, dim, shaded)
-        found.append((detail, _facts(ds, frame.iloc[names.index(neuron)])))
+        facts = _facts(ds, frame.iloc[names.index(neuron)])
+        facts += [("activation goes with", words[neuron])] if neuron in words else []
+        found.append((detail, facts))
     every = "" if is_main else f"{sentence(plural(ds, dim))} "
     lead = (
         "The tokens whose prediction changes most, each in its text and outlined. A token's "
