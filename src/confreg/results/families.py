@@ -82,7 +82,7 @@ def families(
     position_chance: list[np.ndarray] = []
     for rows, values in activity.spans(ds, keep):
         z = activity.standardised(values)
-        constant = ~z.any(1)
+        constant = np.abs(z).max(1) == 0
         reduction[rows] = np.where(constant[:, None], np.nan, _reduction(z, marks, share))
         best = np.where(constant, 0, np.nan_to_num(reduction[rows], nan=-1).argmax(1))
         there = marks[best]

@@ -90,7 +90,7 @@ def series(
         **{name: np.full(n, np.nan) for name in SAID if name != "autocorrelation"},
     }
     for rows, values in activity.spans(ds, keep):
-        constant = ~activity.standardised(values).any(1)
+        constant = np.abs(activity.standardised(values)).max(1) == 0
         mean = runs.means(values)
         within = values - mean
         for lag in range(1, lags + 1):
