@@ -30,20 +30,23 @@ def group_ablation(
     mean_from: str = "",
     random_sets: int = 100,
     deviations: str = "-1,0,1",
+    controls: Literal["random", "norm"] = "random",
 ):
     """Ablate sets of neurons at once at every token of the text.
 
     ``--neurons`` names the sets, separated by ``;``. ``deviations`` are the k.
+    ``controls``: random sets as they come, or like the chosen one in the norms of output weights.
     ``mean_from``: other text, or a finished store, that mean and σ are taken from. With the effects
     ``confidence_total`` and ``correct_total`` also how well calibrated the model is with each set.
     """
     tokens = study.tokens()
-    sets = study.sets(layer, random=random_sets, deviations=deviations)
+    sets = study.sets(layer, random=random_sets, deviations=deviations, controls=controls)
     value = steps.ablation_value(
         study, sets.neurons, tokens, over=mean_over, spread=True, mean_from=mean_from
     )
     effects = study.effects(fx.loss.total, fx.loss.direct)
     return [
+        steps.control_norms(study, sets),
         steps.ablation(study, ablate, sets, tokens, effects=effects, to=value),
         derive.mediation(sets, tokens, effects, fx.loss.total, fx.loss.direct),
         derive.against_controls(sets, tokens),

@@ -37,6 +37,7 @@ def induction(
     mean_over: Literal["first", "all", "text"] = "first",
     mean_from: str = "",
     random_sets: int = 20,
+    controls: Literal["random", "norm"] = "random",
     repeats: Literal["text", "random", "ngrams"] = "text",
     length: int = 100,
     separator: str = "",
@@ -49,6 +50,7 @@ def induction(
 
     ``mean_over``: the first occurrences' tokens, all of the sequences', or those of the text as it
     is, that many of it; ``mean_from``: or those of other text, or a finished store's means.
+    ``controls``: random neurons as they come, or like the chosen ones in output weights' norms.
     ``length`` tokens are repeated after ``separator``, or n-grams of ``ngram`` tokens come again
     after ``gap`` others or more, of which none has what is ``banned``: repeated (a token twice),
     special (tokens), wordless (tokens without a letter or digit), newline, piece (of a character),
@@ -63,12 +65,13 @@ def induction(
         repeats, length=length, separator=separator, ngram=ngram, gap=gap, banned=banned,
         count=count,
     )  # fmt: skip
-    sets = study.alone_and_joint(layer, random=random_sets)
+    sets = study.alone_and_joint(layer, random=random_sets, controls=controls)
     value = steps.ablation_value(
         study, sets.neurons, tokens, over=mean_over, occurrences=True, mean_from=mean_from
     )
     effects = study.effects(fx.loss.total, fx.loss.direct)
     return [
+        steps.control_norms(study, sets),
         steps.ablation(
             study, ablate, sets, tokens,
             effects=effects, to=value, watched=sets.neurons, activations=True,

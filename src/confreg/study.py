@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from confreg.models.network import Network
     from confreg.subjects.heads import HeadAxis
     from confreg.subjects.neurons import NeuronAxis
-    from confreg.subjects.sets import SetAxis
+    from confreg.subjects.sets import LaterSets, SetAxis, Sets
     from confreg.tokens import Corpus, TokenTable
     from confreg.tokens.axis import Text
     from confreg.tokens.counts import Counts
@@ -295,7 +295,14 @@ class Study:
                 "same tokens for both. Choose models that share a tokenizer."
             )
 
-    def sets(self, layer: int = -1, *, random: int = 100, deviations: str = "-1,0,1") -> SetAxis:
+    def sets(
+        self,
+        layer: int = -1,
+        *,
+        random: int = 100,
+        deviations: str = "-1,0,1",
+        controls: str = "random",
+    ) -> SetAxis | LaterSets:
         """Sets of neurons as the axis ``set``: those that ``--neurons`` names, and random ones.
 
         Parameters
@@ -306,19 +313,36 @@ class Study:
             How many random sets of the same size a chosen one has as controls.
         deviations : str
             The k of the ablation values mean + k·σ, separated by commas.
+        controls : {"random", "norm"}
+            ``"norm"``: random sets whose neurons are like the chosen ones in ‖w_out‖. The axis is
+            then known once `steps.control_norms` is stored, and its neurons are the whole layer.
 
         Raises
         ------
         ConfregError
             Sets of several layers, a whole layer, or too few neurons left to draw from.
         """
-        from confreg.subjects.sets import against_controls, set_axis
+        from confreg.subjects.sets import against_controls
 
-        about = self.model.about
-        found = against_controls(self.named, layer, about, self.seed, random, deviations)
-        return set_axis(found, about.n_neurons)
+        about, named, seed = self.model.about, self.named, self.seed
 
-    def alone_and_joint(self, layer: int = -1, *, random: int = 20) -> SetAxis:
+        def draw(norms: np.ndarray | None) -> Sets:
+            return against_controls(named, layer, about, seed, random, deviations, norms)
+
+        return self._sets(draw, controls)
+
+    def _sets(
+        self, draw: Callable[[np.ndarray | None], Sets], controls: str
+    ) -> SetAxis | LaterSets:
+        from confreg.subjects.sets import set_axis, sets_like
+
+        width = self.model.about.n_neurons
+        self.attributes |= {"controls": controls}
+        return set_axis(draw(None), width) if controls == "random" else sets_like(draw, width)
+
+    def alone_and_joint(
+        self, layer: int = -1, *, random: int = 20, controls: str = "random"
+    ) -> SetAxis | LaterSets:
         """Chosen neurons each alone and each set of them jointly, plain and clipped: axis ``set``.
 
         Parameters
@@ -327,17 +351,22 @@ class Study:
             As of `neurons`.
         random : int
             How many random neurons, and random sets of the size of each chosen one, are controls.
+        controls : {"random", "norm"}
+            As of `sets`.
 
         Raises
         ------
         ConfregError
             As `sets`.
         """
-        from confreg.subjects.sets import alone_and_joint, set_axis
+        from confreg.subjects.sets import alone_and_joint
 
-        about = self.model.about
-        found = alone_and_joint(self.named, layer, about, self.seed, random)
-        return set_axis(found, about.n_neurons)
+        about, named, seed = self.model.about, self.named, self.seed
+
+        def draw(norms: np.ndarray | None) -> Sets:
+            return alone_and_joint(named, layer, about, seed, random, norms)
+
+        return self._sets(draw, controls)
 
     def heads(
         self,

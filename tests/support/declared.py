@@ -11,7 +11,7 @@ VARIABLES = {
     ("neuron", "int32"): "layer index",
     ("set", "str"): "set set_kind set_heads",
     ("set", "int32"): "set_control set_size",
-    ("set", "float32"): "set_deviation",
+    ("set", "float32"): "set_deviation set_norm set_norm_gap",
     ("set", "bool"): "set_clipped",
     ("set neuron", "bool"): "member",
     ("token", "int64"): "token token_id next_token_id rank top1",
@@ -31,11 +31,11 @@ VARIABLES = {
     ("model_layer model_index", "float32"): "frequency_cosine_all",
     ("neuron token", "bool"): "above_mean",
     ("neuron effect", "float32"): "effect_mean_above",
-    ("subject effect", "float32"): "p_random effect_mean effect_abs_mean",
+    ("subject effect", "float32"): "p_random q_random effect_mean effect_abs_mean",
     ("model_layer head", "float32"): "prefix_score",
     ("set token neuron", "float32"): "activation_change",
     ("set neuron", "float32"): "activation_change_mean activation_change_abs_mean "
-    "activation_p_random",
+    "activation_p_random activation_q_random",
     ("subject", "float32"): "te de mediated te_mediated temperature_share accuracy mean_confidence "
     "ece ece_adaptive mce brier",
     ("subject bin", "float32"): "bin_confidence bin_accuracy",

@@ -12,6 +12,7 @@ import numpy as np
 
 from confreg.axes import Axis, Later, Variable
 from confreg.derive import repeats
+from confreg.derive.discovery import q_values, q_variable
 from confreg.derive.reliability import calibration as calibration
 from confreg.derive.roles import roles as roles
 from confreg.derive.traits import traits as traits
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from confreg.effects import Effect
     from confreg.subjects.neurons import NeuronAxis
-    from confreg.subjects.sets import SetAxis
+    from confreg.subjects.sets import LaterSets, SetAxis
     from confreg.tokens.axis import Text
 
 
@@ -84,6 +85,8 @@ def temperature_share(
 def against_controls(subjects: Axis | Later, tokens: Text) -> Derivation:
     """How often a random control does at least as much as each chosen entry: ``p_random``.
 
+    Beside it ``q_random``, Benjamini and Hochberg's, of one effect over all chosen entries.
+
     (1 + count)/(1 + controls), of mean absolute effects, over the controls of the same chosen entry
     that are edited as it is; NaN for the controls themselves. Controls have the label ``set_kind``
     "random"; what they share with theirs are the labels ``set_control``, ``set_deviation`` and
@@ -93,11 +96,13 @@ def against_controls(subjects: Axis | Later, tokens: Text) -> Derivation:
 
     def p_random(ds: xr.Dataset) -> dict[str, Any]:
         counts = kept - ds["effect_undefined"].values
-        return {"p_random": p_values(ds, ds["effect_abs_sum"].values / counts)}
+        p = p_values(ds, ds["effect_abs_sum"].values / counts)
+        return {"p_random": p, "q_random": q_values(p)}
 
     text = "share of random sets whose mean absolute effect is at least as large"
-    gives = (Variable("p_random", (subjects.name, "effect"), text),)
-    return Derivation(p_random, gives, reads=("effect_abs_sum", "effect_undefined"))
+    p = Variable("p_random", (subjects.name, "effect"), text)
+    q = q_variable(p, f"all chosen {subjects.name}s, effect by effect")
+    return Derivation(p_random, (p, q), reads=("effect_abs_sum", "effect_undefined"))
 
 
 def changes_against_controls(subjects: Axis | Later, neurons: NeuronAxis) -> Derivation:
@@ -106,11 +111,13 @@ def changes_against_controls(subjects: Axis | Later, neurons: NeuronAxis) -> Der
     def p_random(ds: xr.Dataset) -> dict[str, Any]:
         # In the precision in which the means are stored.
         size = ds["activation_change_abs_sum"].values / int(ds["keep"].values.sum())
-        return {"activation_p_random": p_values(ds, size)}
+        p = p_values(ds, size)
+        return {"activation_p_random": p, "activation_q_random": q_values(p, None)}
 
     text = "share of random sets whose mean absolute change of the activation is at least as large"
-    gives = (Variable("activation_p_random", (subjects.name, neurons.name), text),)
-    return Derivation(p_random, gives, reads=("activation_change_abs_sum",))
+    p = Variable("activation_p_random", (subjects.name, neurons.name), text)
+    q = q_variable(p, f"all chosen {subjects.name}s and watched {neurons.name}s")
+    return Derivation(p_random, (p, q), reads=("activation_change_abs_sum",))
 
 
 def p_values(ds: xr.Dataset, magnitude: np.ndarray) -> np.ndarray:
@@ -184,14 +191,13 @@ def above_mean(neurons: NeuronAxis, tokens: Text, over: str) -> Derivation:
     )
 
 
-def repeat_shift(sets: SetAxis, tokens: Text) -> list[Derivation]:
+def repeat_shift(sets: SetAxis | LaterSets, tokens: Text) -> list[Derivation]:
     """What a repeat does to activations, token by token, and whether random neurons move as much.
 
-    Gives ``shift``, ``shift_sd``, ``shift_sigma`` and ``shift_p (neuron)``, see
-    `confreg.derive.repeats`; those in no chosen set are the controls.
+    Gives ``shift``, ``shift_sd``, ``shift_sigma``, ``shift_p`` and ``shift_q (neuron)``, see
+    `confreg.derive.repeats`; those that are in random sets only are the controls.
     """
     neurons, marks = sets.neurons, tokens.table.marks
-    chosen = sets.labels["member"].values[sets.labels["set_kind"].values == "chosen"].any(axis=0)
 
     def repeat_shift(ds: xr.Dataset) -> dict[str, Any]:
         found = repeats.shift(
@@ -201,9 +207,16 @@ def repeat_shift(sets: SetAxis, tokens: Text) -> list[Derivation]:
         return {"shift": found.mean, "shift_sd": found.sd, "shift_sigma": found.sigma}
 
     def shift_p(ds: xr.Dataset) -> dict[str, Any]:
-        return {"shift_p": repeats.shift_p(ds["shift_sigma"].values, chosen)}
+        member: np.ndarray = ds["member"].values
+        is_chosen = np.flatnonzero(ds["set_kind"].values == "chosen")
+        chosen = np.any(member[is_chosen], axis=0, keepdims=True)[0]
+        used = np.any(member, axis=0, keepdims=True)[0]
+        p = np.full(len(used), np.nan)
+        p[used] = repeats.shift_p(ds["shift_sigma"].values[used], chosen[used])
+        return {"shift_p": p, "shift_q": q_values(p)}
 
     one = (neurons.name,)
+    shifted = Variable("shift_p", one, "share of random neurons that shift at least as much")
     between = "activation at the second occurrence less that at the first"
     return [
         Derivation(
@@ -219,9 +232,7 @@ def repeat_shift(sets: SetAxis, tokens: Text) -> list[Derivation]:
         Derivation(
             shift_p,
             reads=("shift_sigma",),
-            gives=(
-                Variable("shift_p", one, "share of random neurons that shift at least as much"),
-            ),
+            gives=(shifted, q_variable(shifted, "all chosen neurons")),
         ),
     ]
 

@@ -25,6 +25,8 @@ import numpy as np
 
 from confreg import effects as fx
 from confreg.axes import Axis, Later, Variable
+from confreg.derive.discovery import q_name, q_values, q_variable
+from confreg.sweep.layout import resolve
 from confreg.sweep.step import Derivation
 
 if TYPE_CHECKING:
@@ -126,7 +128,7 @@ def calibration(
     ``calibration_tokens (subject)``, and ``bin_tokens``, ``bin_confidence`` and ``bin_accuracy
     (subject, bin)``, of reliability diagrams; and the same of the unablated model, with
     ``unablated_`` before the name. Where the axis has random controls, also ``ece_p_random`` and so
-    on: the share of them that change the number at least as much, up or down.
+    on: the share of them that change the number at least as much, up or down, and ``ece_q_random``.
 
     Parameters
     ----------
@@ -163,7 +165,7 @@ def calibration(
             reads=(*read, "effects"), along=(bins,),
         ),
     ]  # fmt: skip
-    if isinstance(subjects, Axis) and "set_kind" in subjects.labels:
+    if "set_kind" in resolve(subjects, None).labels:
         given.append(_against_controls(subject))
     return given
 
@@ -192,11 +194,13 @@ def _against_controls(subject: str) -> Derivation:
     def calibration_p_random(ds: xr.Dataset) -> dict[str, Any]:
         change = [ds[name].values - ds[f"unablated_{name}"].values for name in TESTED]
         found = p_values(ds, np.abs(np.stack(change, axis=-1).astype(np.float64)))
-        return {f"{name}_p_random": found[:, at] for at, name in enumerate(TESTED)}
+        p = {f"{name}_p_random": found[:, at] for at, name in enumerate(TESTED)}
+        return p | {q_name(name): q_values(values) for name, values in p.items()}
 
     text = "share of random sets that change it at least as much, up or down: "
+    tested = [Variable(f"{name}_p_random", (subject,), text + NUMBERS[name]) for name in TESTED]
     return Derivation(
         calibration_p_random,
-        tuple(Variable(f"{name}_p_random", (subject,), text + NUMBERS[name]) for name in TESTED),
+        (*tested, *(q_variable(each, f"all chosen {subject}s") for each in tested)),
         reads=(*TESTED, *(f"unablated_{name}" for name in TESTED)),
     )

@@ -43,7 +43,7 @@ from .prediction import Comparison, Prediction
 from .readout import MetaWeightError, Readout, read_readout
 from .routed import Routed
 from .site import Site
-from .tasks import Activations, FrequencyWeights, NullSpace, Prefixes, Vocabulary, Weights
+from .tasks import Activations, FrequencyWeights, Norms, NullSpace, Prefixes, Vocabulary, Weights
 from .unit import Entries, Tokens, Unit
 from .values import ablation_values, pick, replaced
 from .vocabulary import null_statistics, vocabulary_statistics
@@ -61,6 +61,7 @@ __all__ = [
     "FrequencyWeights",
     "Measure",
     "MetaWeightError",
+    "Norms",
     "NullSpace",
     "Prediction",
     "Prefixes",

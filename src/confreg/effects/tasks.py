@@ -4,7 +4,7 @@ from .frequency import frequency_cosines
 from .heads import prefix_matching
 from .values import pick
 from .vocabulary import null_statistics, vocabulary_statistics
-from .weights import weight_statistics
+from .weights import output_norms, weight_statistics
 
 
 class Activations:
@@ -72,6 +72,26 @@ class Weights:
         return weight_statistics(
             site, self.index, like, self.null_dims, self.owned, self.memory, self.centre_vocabulary
         )
+
+
+class Norms:
+    """Finds the norms of the output weights of some neurons of one layer.
+
+    Parameters
+    ----------
+    inputs, layer, index, memory
+        As of `Weights`.
+    """
+
+    def __init__(self, inputs, layer, index, memory):
+        self.inputs = inputs
+        self.layer = layer
+        self.index = index
+        self.memory = memory
+
+    def statistics(self, site, like):
+        """What `output_norms` returns; ``like`` is any activation of the residual stream."""
+        return output_norms(site, self.index, like, self.memory)
 
 
 class FrequencyWeights:

@@ -62,6 +62,13 @@ def weight_statistics(
         return out
 
 
+def output_norms(site, neurons, like, memory=2**29):
+    """``w_out_norm`` (n,) float32 of `weight_statistics`, on the CPU, by itself."""
+    with torch.no_grad():
+        w = written(site.readout_of(like), site, neurons, like, memory)
+        return {"w_out_norm": w.norm(dim=-1).float().cpu()}
+
+
 def null_space(gram, null_dims=None):
     """Ŵ's singular values (d,), descending, and its k bottom right singular vectors (d, k).
 

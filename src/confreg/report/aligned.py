@@ -28,7 +28,7 @@ def repeats(ds: xr.Dataset, options: Options) -> Section:
     count = len(np.unique(ds["sequence"].values))
     band = f"Bands: ± one standard deviation over the tokens of {count} sequences."
     chosen = profiles.chosen_neurons(ds)
-    others = int((~chosen).sum())
+    others = int(profiles.drawn_neurons(ds).sum())
     shown = [
         Figure(
             "repeat-baseline",
@@ -78,7 +78,7 @@ def _rows(ds: xr.Dataset, chosen: np.ndarray) -> list[tuple[str, bool, list[Cell
     for row in np.flatnonzero(chosen):
         before, after = (float(ds[f"mean_{name}"].values[row]) for name in ("first", "second"))
         values = [before, after, found.mean[row], found.sd[row], found.sigma[row]]
-        if not chosen.all():
+        if profiles.drawn_neurons(ds).any():
             values.append(p[row])
         texts = [signed(v) if i in (2, 4) else number(v) for i, v in enumerate(values)]
         cells = [Cell(text, float(value)) for text, value in zip(texts, values, strict=True)]

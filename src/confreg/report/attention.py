@@ -65,7 +65,9 @@ def watched(ds: xr.Dataset, options: Options) -> Section:
     back = _taken_back(ds)
     rows = [_row(ds, own, controls, int(row), back) for row in shown]
     data = Table(_columns(ds), rows, "neuron")
-    shows = frozenset(n for n in ("activation_p_random", "taken_back") if n in ds)
+    shows = frozenset(
+        n for n in ("activation_p_random", "activation_q_random", "taken_back") if n in ds
+    )
     figure = Figure("watched", changes(ds), caption, wide=True)
     return Section(
         "watched", "Neurons that they move", lead.strip(), [figure], "table", data, shows

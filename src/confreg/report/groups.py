@@ -35,12 +35,15 @@ def sets(ds: xr.Dataset, options: Options) -> Section:
     measures = [("effect_abs_mean", "|{}|", "mean absolute effect over kept tokens")]
     shows = frozenset[str]()
     if has(ds, "p_random", ("set", "effect")):
-        shows = frozenset(["p_random"])
+        shows = frozenset(["p_random", "q_random"])
         lead += (
             " p: (1 + random sets with at least as large a mean absolute effect) / (1 + random "
             "sets)."
         )
         measures.append(("p_random", "p", "share of random sets with at least as large an effect"))
+    if has(ds, "q_random", ("set", "effect")):
+        hint = "Benjamini-Hochberg q of p over all chosen sets, effect by effect"
+        measures.append(("q_random", "q", hint))
     columns = [Column(what, "size of the set", False)]
     columns += [
         Column(title.format(words[name]), hint, False)
@@ -63,7 +66,7 @@ def sets(ds: xr.Dataset, options: Options) -> Section:
 def _neurons(ds: xr.Dataset) -> str:
     return (
         f"Each chosen set against {_controls(ds)} random sets of the same size from the same "
-        f"layer. Neurons are replaced by {_values(ds)}, all of a set together."
+        f"layer{_likeness(ds)}. Neurons are replaced by {_values(ds)}, all of a set together."
     )
 
 
@@ -85,6 +88,15 @@ def _controls(ds: xr.Dataset) -> int:
         if has(ds, name, ("set",)):
             same &= ds[name].values == ds[name].values[0]
     return int((same & (ds["set_kind"].values == "random")).sum())
+
+
+def _likeness(ds: xr.Dataset) -> str:
+    if not has(ds, "set_norm_gap", ("set",)):
+        return ""
+    gap = float(ds["set_norm_gap"].values[ds["set_kind"].values == "random"].mean())
+    return (
+        f", whose neurons are like the chosen ones in ‖w_out‖ ({np.expm1(gap):.1%} off on average)"
+    )
 
 
 def _values(ds: xr.Dataset) -> str:

@@ -104,6 +104,11 @@ def chosen_neurons(ds: xr.Dataset) -> np.ndarray:
     return np.asarray(ds["member"].values[ds["set_kind"].values == "chosen"].any(axis=0))
 
 
+def drawn_neurons(ds: xr.Dataset) -> np.ndarray:
+    """Return which neurons are in random sets, and in no chosen one: (n,) bool."""
+    return np.asarray(ds["member"].values.any(axis=0)) & ~chosen_neurons(ds)
+
+
 def baseline(ds: xr.Dataset) -> go.Figure:
     """Draw entropy, loss and norm scale of the unablated model along both occurrences."""
     from plotly.subplots import make_subplots
@@ -154,7 +159,7 @@ def shift(ds: xr.Dataset) -> go.Figure:
     figure = go.Figure()
     for place, (kind, rows, marker) in enumerate(
         (
-            ("random", ~chosen, {"color": CONTROL, "size": 6, "opacity": 0.6}),
+            ("random", drawn_neurons(ds), {"color": CONTROL, "size": 6, "opacity": 0.6}),
             ("chosen", chosen, {"color": SECOND, "size": 10, "symbol": "diamond"}),
         )
     ):

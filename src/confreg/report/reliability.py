@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from confreg.derive.discovery import q_name
 from confreg.report import contexts
 from confreg.report.sections import Cell, Column, Figure, Options, Section, Table, has, section
 from confreg.report.styling import CHOSEN, CONTROL, SLATE, faint, legend, styled
@@ -44,18 +45,24 @@ def reliability(ds: xr.Dataset, options: Options) -> Section | None:
         for at, name in enumerate(chosen[:DIAGRAMS])
     ]
     tested = [name for name in TESTED if has(ds, name, (dim,))]
+    adjusted = [name for name in map(q_name, tested) if has(ds, name, (dim,))]
     columns = [Column(title, hint, False) for _, title, hint in NUMBERS]
     columns += [
         Column(f"p of {title}", "share of random sets that change it at least as much", False)
         for name, title, _ in NUMBERS
         if f"{name}_p_random" in tested
     ]
+    columns += [
+        Column(f"q of {title}", "Benjamini-Hochberg q of p over all chosen sets", False)
+        for name, title, _ in NUMBERS
+        if q_name(f"{name}_p_random") in adjusted
+    ]
     names = [name for name, *_ in NUMBERS]
     rows = [("unablated", False, _cells([float(ds[f"unablated_{n}"]) for n in names], columns))]
     labels = axes.texts(ds, dim)
     for name in chosen:
         one = ds.isel({dim: labels.index(name)})
-        numbers = [float(one[n]) for n in (*names, *tested)]
+        numbers = [float(one[n]) for n in (*names, *tested, *adjusted)]
         rows.append((name, False, _cells(numbers, columns)))
     what = plural(ds, dim)
     total = int(np.nansum(ds["unablated_bin_tokens"].values))
@@ -68,7 +75,7 @@ def reliability(ds: xr.Dataset, options: Options) -> Section | None:
         lead += "The band is where nine tenths of the random sets are that belong to the set."
     else:
         lead += f"The {what} are those whose ablation changes the mean confidence most."
-    shows = frozenset([*OF_BINS, *names, *tested, "calibration_tokens"])
+    shows = frozenset([*OF_BINS, *names, *tested, *adjusted, "calibration_tokens"])
     shows |= {"unablated_calibration_tokens"} & set(map(str, ds))
     data = Table(columns, rows, dim)
     return Section("reliability", "Calibration", lead, shown, "table", data, shows)

@@ -11,6 +11,7 @@ import xarray as xr
 
 from confreg.errors import ConfregError
 from confreg.results import groups, tables
+from confreg.results.intervals import intervals
 from confreg.results.overlap import Overlap, overlap
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ class Accessor:
         Returns
         -------
         Dataset
-            ``difference``, ``p``, and ``low`` and ``high`` of a 95 % interval, each
+            ``difference``, ``p``, ``q``, and ``low`` and ``high`` of a 95 % interval, each
             ``(subject, effect)``.
 
         Raises
@@ -264,6 +265,28 @@ class Accessor:
             As `mean`; or a document is in both groups, or there are too few.
         """
         return groups.compare(self._ds, first, second, by, draws, seed)
+
+    def intervals(self, draws: int = 2000, level: float = 0.95, seed: int = 0) -> xr.Dataset:
+        """How certain te, de and mediated are, by resampling sequences, see `intervals.intervals`.
+
+        Parameters
+        ----------
+        draws, seed : int
+            Resamples of sequences (of prompts: documents).
+        level : float
+
+        Returns
+        -------
+        Dataset
+            ``te``, ``te_low``, ``te_high (subject)``, and so on of ``de``, ``te_mediated`` and
+            ``mediated``.
+
+        Raises
+        ------
+        ConfregError
+            There are no effects of single tokens by both pathways, or but one sequence.
+        """
+        return intervals(self._ds, draws, level, seed)
 
     def _coordinate(self, name: str) -> xr.DataArray:
         if name not in self._ds.coords:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from confreg.derive.discovery import q_values
 from confreg.errors import ConfregError
 
 _CHUNK = 64  # entries that are read at once
@@ -116,9 +117,10 @@ def compare(
     Dataset
         ``difference (subject, effect)``, the mean over kept tokens of the first group less that
         of the second; ``p``, the share of permutations of the documents' groups whose difference
-        is at least as large in absolute value, (1 + count) / (1 + draws); ``low`` and ``high``, a
-        95 % percentile interval by resampling documents within each group. ``documents (side)``
-        says how many there are.
+        is at least as large in absolute value, (1 + count) / (1 + draws); ``q``, Benjamini and
+        Hochberg's, of the p of one effect over all subjects; ``low`` and ``high``, a 95 %
+        percentile interval by resampling documents within each group. ``documents
+        (side)`` says how many there are.
 
     Raises
     ------
@@ -152,7 +154,7 @@ def compare(
         )
     generator = np.random.default_rng(seed)
     permuted = np.stack([generator.permutation(is_first) for _ in range(draws)]).astype(np.float64)
-    weights = [_resampled(generator, mask, draws) for mask in (is_first, ~is_first)]
+    weights = [resampled(generator, mask, draws) for mask in (is_first, ~is_first)]
     one = np.eye(len(names))[codes]
     parts = []
     for block in _blocks(effects, used):
@@ -163,17 +165,19 @@ def compare(
     long_names = {
         "difference": f"mean effect where {by} is {first} less that where it is {second}",
         "p": "share of permutations of documents that differ at least as much",
+        "q": f"Benjamini-Hochberg q of p over all {effects.dims[0]}s, effect by effect",
         "low": "2.5 % percentile of the difference over resampled documents",
         "high": "97.5 % percentile of the difference over resampled documents",
     }
-    units = {name: "1" if name == "p" else "see effect_units" for name in long_names}
+    units = {name: "1" if name in ("p", "q") else "see effect_units" for name in long_names}
+    columns = [np.concatenate(column) for column in zip(*parts)]
+    numbers: list[str] = ["difference", "p", "low", "high"]
+    values = dict(zip(numbers, columns))
+    values["q"] = q_values(values["p"])
     found = {
-        name: (
-            dims, np.concatenate([part[column] for part in parts]),
-            {"long_name": text, "units": units[name]},
-        )
-        for column, (name, text) in enumerate(long_names.items())
-    }  # fmt: skip
+        name: (dims, values[name], {"long_name": text, "units": units[name]})
+        for name, text in long_names.items()
+    }
     return xr.Dataset(
         {**found, "documents": ("side", sizes, {"long_name": "documents compared", "units": "1"})},
         coords={
@@ -219,7 +223,7 @@ def _compared(
     return seen[..., 0], p, low, high
 
 
-def _resampled(generator: np.random.Generator, mask: np.ndarray, draws: int) -> np.ndarray:
+def resampled(generator: np.random.Generator, mask: np.ndarray, draws: int) -> np.ndarray:
     """How often each document is drawn, (draws, D)."""
     members = np.flatnonzero(mask)
     found = np.zeros((draws, len(mask)))
@@ -238,13 +242,25 @@ def _blocks(effects: xr.DataArray, tokens: np.ndarray) -> Iterator[np.ndarray]:
         yield effects[start : start + _CHUNK].values[:, tokens].astype(np.float64)
 
 
-def _checked(ds: xr.Dataset, by: str) -> tuple[xr.DataArray, np.ndarray]:
+def checked_effects(ds: xr.Dataset) -> xr.DataArray:
+    """The effects at single tokens.
+
+    Raises
+    ------
+    ConfregError
+        The dataset holds none.
+    """
     if "effects" not in ds or ds["effects"].dims[1:] != ("token", "effect"):
         raise ConfregError(
             "The dataset holds no effects at single tokens (it was reduced, or has others): run "
             "without --reduce token."
         )
+    return ds["effects"]
+
+
+def _checked(ds: xr.Dataset, by: str) -> tuple[xr.DataArray, np.ndarray]:
+    effects = checked_effects(ds)
     if by not in ds.coords or ds[by].dims != ("token",):
         known = ", ".join(str(name) for name in ds.coords if ds[name].dims == ("token",))
         raise ConfregError(f"Tokens have no label {by!r}; they have {known}.")
-    return ds["effects"], ds[by].values
+    return effects, ds[by].values

@@ -6,6 +6,7 @@
 
 from confreg.steps.ablation import ablation
 from confreg.steps.census import null_space, vocabulary_statistics
+from confreg.steps.controls import control_norms
 from confreg.steps.matching import matches
 from confreg.steps.prefix import prefix_scores
 from confreg.steps.values import ablation_value
@@ -14,6 +15,7 @@ from confreg.steps.weights import frequency_cosines, weight_statistics
 __all__ = [
     "ablation",
     "ablation_value",
+    "control_norms",
     "frequency_cosines",
     "matches",
     "null_space",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from confreg.axes import Axis, Label
+from confreg.axes import Axis, Label, Later
 from confreg.errors import ConfregError
+from confreg.subjects import matched
+from confreg.subjects.matched import Drawn
 from confreg.subjects.neurons import NeuronAxis, Neurons, choose, neuron_axis
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ class Sets:
         k of the ablation value mean + k·σ.
     clipped : ndarray (n,) bool
         Whether activations are replaced only where a repeat pushes them to.
+    gap : ndarray (n,)
+        How far the norms of a random set's neurons are from those that they stand for, as of
+        `Drawn`; 0 of chosen sets, NaN where norms play no part.
     each : int
         Neurons of one expert, as of `Neurons`.
     """
@@ -48,6 +53,7 @@ class Sets:
     control: np.ndarray
     deviation: np.ndarray
     clipped: np.ndarray
+    gap: np.ndarray
     each: int = 0
 
     def __len__(self) -> int:
@@ -119,9 +125,57 @@ class SetAxis(Axis):
         )
 
 
-def set_axis(sets: Sets, width: int) -> SetAxis:
-    """Sets as an axis, with the axis of their members."""
-    neurons = neuron_axis(sets.neurons, width)
+@dataclass(frozen=True, eq=False)
+class LaterSets(Later):
+    """The axis ``set`` where controls are like the chosen in ‖w_out‖, which the model has to say.
+
+    Attributes
+    ----------
+    neurons : NeuronAxis
+        The whole layer: of which of them the controls are is not known yet.
+    """
+
+    neurons: NeuronAxis = field(default=None)  # type: ignore[assignment]
+
+
+def sets_like(draw: Callable[[np.ndarray | None], Sets], width: int) -> LaterSets:
+    """Sets whose controls are known once ``w_out_norm`` of the layer is stored.
+
+    Parameters
+    ----------
+    draw : callable
+        ``draw(norms)``: the sets, by the norms (width,) of the layer's neurons.
+    width : int
+        Neurons of a layer.
+    """
+    assumed = draw(None)
+    index = np.arange(width)
+    layer = neuron_axis(Neurons(np.full_like(index, assumed.layer[0]), index, assumed.each), width)
+
+    def known(stored: Mapping[str, np.ndarray]) -> Axis:
+        norms = stored["w_out_norm"]
+        return set_axis(draw(norms), width, layer, norms)
+
+    return LaterSets("set", known, set_axis(assumed, width, layer), layer)
+
+
+def set_axis(
+    sets: Sets, width: int, neurons: NeuronAxis | None = None, norms: np.ndarray | None = None
+) -> SetAxis:
+    """Sets as an axis.
+
+    Parameters
+    ----------
+    sets : Sets
+    width : int
+        Neurons of a layer.
+    neurons : NeuronAxis, optional
+        Neurons of the layer, all members among them; by default the members.
+    norms : ndarray (width,), optional
+        ‖w_out‖, by which controls were drawn.
+    """
+    if neurons is None:
+        neurons = neuron_axis(sets.neurons, width)
     index = neurons.neurons.index
     labels = {
         "set": Label(sets.labels, "neurons or attention heads that are ablated together"),
@@ -144,6 +198,11 @@ def set_axis(sets: Sets, width: int) -> SetAxis:
         labels["set_clipped"] = Label(
             sets.clipped, "whether replaced only on the side that the repeat moves it to"
         )
+    if norms is not None:
+        mean = np.array([norms[m].mean() for m in sets.members], dtype=np.float32)
+        text = "mean |log norm ratio| between its neurons and the chosen ones that they stand for"
+        labels["set_norm"] = Label(mean, "mean norm of its neurons' output weights", "1")
+        labels["set_norm_gap"] = Label(sets.gap.astype(np.float32), text, "1")
 
     def entries(start: int, stop: int) -> Together:
         import torch
@@ -166,6 +225,7 @@ def against_controls(
     seed: int,
     random_sets: int,
     deviations: str,
+    norms: np.ndarray | None = None,
 ) -> Sets:
     """Chosen sets and their random controls, each at every ablation value.
 
@@ -181,6 +241,8 @@ def against_controls(
         How many controls a chosen set has.
     deviations : str
         The k of the ablation values mean + k·σ, separated by commas.
+    norms : ndarray (n_neurons,), optional
+        ‖w_out‖ of the layer's neurons, in which controls are to be like the chosen.
 
     Raises
     ------
@@ -192,18 +254,25 @@ def against_controls(
     rows: list[_Row] = []
     for number, part in enumerate(chosen):
         # Controls hold none of the set's own neurons.
-        drawn = _draw(rng, model, part.index, len(part), random_sets)
+        drawn = _draw(rng, model, part.index, part.index, len(part), random_sets, norms)
         for k in _deviations(deviations):
             at = f":{k:+g}σ" if k else ""
             rows.append(_Row(part.index, f"chosen-{number}{at}", "chosen", number, k))
             rows += [
-                _Row(members, f"random-{number}.{i}{at}", "random", number, k)
-                for i, members in enumerate(drawn)
+                _Row(one.members, f"random-{number}.{i}{at}", "random", number, k, gap=one.gap)
+                for i, one in enumerate(drawn)
             ]
     return _sets(rows, chosen[0].layer[0], chosen[0].each)
 
 
-def alone_and_joint(spec: str, layer: int, model: Description, seed: int, random_sets: int) -> Sets:
+def alone_and_joint(
+    spec: str,
+    layer: int,
+    model: Description,
+    seed: int,
+    random_sets: int,
+    norms: np.ndarray | None = None,
+) -> Sets:
     """Chosen neurons, each alone and each set jointly, and random controls: plain and clipped.
 
     Parameters
@@ -213,6 +282,8 @@ def alone_and_joint(spec: str, layer: int, model: Description, seed: int, random
     random_sets : int
         How many random neurons, and how many random sets of the size of each chosen one, there
         are. None holds a chosen neuron.
+    norms : ndarray (n_neurons,), optional
+        As of `against_controls`.
 
     Raises
     ------
@@ -231,13 +302,17 @@ def alone_and_joint(spec: str, layer: int, model: Description, seed: int, random
     ]
     rows: list[_Row] = []
     for number, family in enumerate(families):
-        drawn = _draw(rng, model, every, len(family[0][0]), count)
+        size = len(family[0][0])
+        like = every if size == 1 else family[0][0]
+        drawn = _draw(rng, model, every, like, size, count, norms)
         for clipped in (False, True):
             at = ":clipped" if clipped else ""
             rows += [_Row(m, label + at, "chosen", number, 0.0, clipped) for m, label in family]
             rows += [
-                _Row(members, f"random-{number}.{i}{at}", "random", number, 0.0, clipped)
-                for i, members in enumerate(drawn)
+                _Row(
+                    one.members, f"random-{number}.{i}{at}", "random", number, 0.0, clipped, one.gap
+                )
+                for i, one in enumerate(drawn)
             ]
     return _sets(rows, layer, chosen[0].each)
 
@@ -251,10 +326,11 @@ class _Row(NamedTuple):
     control: int
     deviation: float
     clipped: bool = False
+    gap: float = 0.0
 
 
 def _sets(rows: list[_Row], layer: int, each: int) -> Sets:
-    members, labels, kind, control, deviation, clipped = zip(*rows)
+    members, labels, kind, control, deviation, clipped, gap = zip(*rows)
     return Sets(
         members=list(members),
         layer=np.full(len(rows), layer),
@@ -263,6 +339,7 @@ def _sets(rows: list[_Row], layer: int, each: int) -> Sets:
         control=np.array(control),
         deviation=np.array(deviation, dtype=np.float32),
         clipped=np.array(clipped),
+        gap=np.array(gap),
         each=each,
     )
 
@@ -294,19 +371,32 @@ def _chosen(spec: str, layer: int, model: Description, seed: int) -> list[Neuron
 
 
 def _draw(
-    rng: np.random.Generator, model: Description, without: np.ndarray, size: int, count: int
-) -> list[np.ndarray]:
-    """``count`` random sets of ``size`` neurons, none of those in ``without``, no two alike."""
+    rng: np.random.Generator,
+    model: Description,
+    without: np.ndarray,
+    like: np.ndarray,
+    size: int,
+    count: int,
+    norms: np.ndarray | None,
+) -> list[Drawn]:
+    """``count`` random sets of ``size`` neurons, none of those in ``without``, no two alike.
+
+    With ``norms`` they are like the neurons ``like``.
+    """
     others = np.setdiff1d(np.arange(model.n_neurons), without)
     if len(others) < size or math.comb(len(others), size) < count:
         raise ConfregError(
             f"{len(without)} chosen of the layer's {model.n_neurons} neurons leave too few for "
             f"{count} random sets of {size}: name fewer with --neurons, or lower random_sets."
         )
-    drawn: dict[tuple[int, ...], np.ndarray] = {}
+    if norms is not None and size == 1:
+        return matched.neurons(norms, others, like, count)
+    if norms is not None:
+        return matched.sets(rng, norms, others, like, count)
+    drawn: dict[tuple[int, ...], Drawn] = {}
     while len(drawn) < count:
         members = np.sort(rng.choice(others, size, replace=False))
-        drawn.setdefault(tuple(members.tolist()), members)
+        drawn.setdefault(tuple(members.tolist()), Drawn(members))
     return list(drawn.values())
 
 
