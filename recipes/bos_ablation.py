@@ -27,7 +27,7 @@ USUAL = (
     fx.entropy.direct,
     fx.norm_scale.total,
 )
-ON_REQUEST = (fx.top1.total, fx.rank.total)
+ON_REQUEST = (fx.top1.total, fx.rank.total, *fx.SURE)
 
 
 @recipe(effects=USUAL, on_request=ON_REQUEST)

@@ -23,8 +23,14 @@ from confreg.recipes.entropy_neurons import ablate
 from confreg import ConfregError, derive, recipe, steps
 from confreg import effects as fx
 
-USUAL = (fx.confidence.total, fx.confidence.direct, fx.correct.total, fx.correct.direct)
-ON_REQUEST = (fx.loss.total, fx.loss.direct, fx.entropy.total, fx.entropy.direct)
+USUAL = fx.SURE
+ON_REQUEST = (
+    fx.loss.total,
+    fx.loss.direct,
+    fx.entropy.total,
+    fx.entropy.direct,
+    *fx.ANSWERED,
+)
 
 
 @recipe(effects=USUAL, on_request=ON_REQUEST)

@@ -26,7 +26,7 @@ USUAL = (
 )
 
 
-@recipe(effects=USUAL)
+@recipe(effects=USUAL, on_request=(*fx.SURE, *fx.ANSWERED))
 def confidence_in_context(
     study,
     *,

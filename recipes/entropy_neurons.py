@@ -34,10 +34,8 @@ ON_REQUEST = (
     fx.tempered_divergence.total,
     fx.temperature_share.total,
     fx.rank.total,
-    fx.confidence.total,
-    fx.confidence.direct,
-    fx.correct.total,
-    fx.correct.direct,
+    *fx.SURE,
+    *fx.ANSWERED,
 )
 
 

@@ -18,7 +18,7 @@ from confreg import derive, recipe, steps
 from confreg import effects as fx
 
 USUAL = (fx.loss.total, fx.loss.direct, fx.entropy.total, fx.entropy.direct)
-ON_REQUEST = (fx.top1.total, fx.rank.total, fx.confidence.total, fx.correct.total)
+ON_REQUEST = (fx.top1.total, fx.rank.total, *fx.SURE, *fx.ANSWERED)
 
 
 @recipe(effects=USUAL, on_request=ON_REQUEST)

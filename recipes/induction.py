@@ -26,7 +26,7 @@ from confreg import ConfregError, derive, recipe, steps
 from confreg import effects as fx
 
 USUAL = (fx.loss.total, fx.loss.direct, fx.entropy.total, fx.entropy.direct)
-ON_REQUEST = (fx.top1.total, fx.rank.total)
+ON_REQUEST = (fx.top1.total, fx.rank.total, *fx.SURE)
 
 
 @recipe(effects=USUAL, on_request=ON_REQUEST)

@@ -35,7 +35,7 @@ USUAL = (
 )
 
 
-@recipe(effects=USUAL)
+@recipe(effects=USUAL, on_request=(*fx.SURE, *fx.ANSWERED))
 def token_frequency_neurons(
     study,
     *,

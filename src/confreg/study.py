@@ -55,6 +55,7 @@ class Study:
         self.model, self.options, self.budget = model, options, budget
         self._usual, self._on_request, self._recipe = tuple(usual), tuple(on_request), recipe
         self.attributes: dict[str, str | int | float] = {}
+        self._read: TokenTable | None = None
 
     @property
     def is_remote(self) -> bool:
@@ -69,7 +70,8 @@ class Study:
     def effects(self, *also: Effect) -> tuple[Effect, ...]:
         """The recipe's effects that are to be measured.
 
-        Those of ``--effects``, or else its usual ones; with what they need, and ``also``. They
+        Those of ``--effects`` (all: those for which the text has what they take), or else its usual
+        ones; with what they need, and ``also``. They
         stand in the order in which the recipe declares them.
 
         Raises
@@ -82,7 +84,7 @@ class Study:
         if asked is None:
             wanted = [effect.name for effect in self._usual]
         elif asked == ["all"]:
-            wanted = [effect.name for effect in every]
+            wanted = [effect.name for effect in every if self._answers(effect.measure.along)]
         else:
             wanted = [*asked, *(effect.name for effect in also)]
         known = {effect.name: effect for effect in every}
@@ -100,6 +102,12 @@ class Study:
         from confreg.subjects.elsewhere import expand
 
         return expand(self.options.neurons, self.model)
+
+    def _answers(self, along: str | None) -> bool:
+        """Whether the text has what a measure runs along, if it runs along anything."""
+        from confreg.tokens import answers
+
+        return along is None or (self._read is not None and answers.has(self._read, along))
 
     @functools.cached_property
     def corpus(self) -> Corpus:
@@ -200,6 +208,7 @@ class Study:
 
     def _text(self, table: TokenTable) -> Text:
         axis = self._fed(table)
+        self._read = table
         if not table.keep.any():
             raise ConfregError(
                 "No token of this text is kept: a kept token has position 3 or more, a next token, "

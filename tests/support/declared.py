@@ -25,7 +25,8 @@ VARIABLES = {
     ("component", "int32"): "component",
     ("subject token effect", "float32"): "effects",
     ("neuron token", "float32"): "activation",
-    ("token", "float32"): "loss entropy norm_scale kl_frequency confidence correct",
+    ("token", "float32"): "loss entropy norm_scale kl_frequency confidence correct "
+    "target_loss contrast contrast_whole",
     ("neuron", "float32"): "w_out_norm frequency_cosine logit_var null_fraction mean_activation "
     "above_share activation_deviation mean_first mean_second ablation_value",
     ("model_layer model_index", "float32"): "frequency_cosine_all",

@@ -17,15 +17,20 @@ Python); no decorators; weights are reached by calling modules, never by reading
 ``.weight``; a module is never used as an object, since all of it would travel.
 """
 
+from .along import Along
 from .compare import compare
 from .edits import AttendFirst, Replace, ReplaceByOwn, Together, add_to_copies, copies_of
 from .engines import Exact, Forward, Series, fitting
 from .frequency import frequency_cosines
 from .heads import prefix_matching
 from .measures import (
+    ANSWERED,
+    SURE,
     Effect,
     Measure,
     confidence,
+    contrast,
+    contrast_whole,
     correct,
     divergence,
     entropy,
@@ -34,6 +39,7 @@ from .measures import (
     norm_scale,
     rank,
     reciprocal_rank,
+    target_loss,
     temperature_share,
     tempered_divergence,
     top1,
@@ -51,7 +57,10 @@ from .weights import weight_statistics
 from .write import Write
 
 __all__ = [
+    "ANSWERED",
+    "SURE",
     "Activations",
+    "Along",
     "AttendFirst",
     "Comparison",
     "Effect",
@@ -81,6 +90,8 @@ __all__ = [
     "add_to_copies",
     "compare",
     "confidence",
+    "contrast",
+    "contrast_whole",
     "copies_of",
     "correct",
     "divergence",
@@ -97,6 +108,7 @@ __all__ = [
     "read_readout",
     "reciprocal_rank",
     "replaced",
+    "target_loss",
     "temperature_share",
     "tempered_divergence",
     "top1",

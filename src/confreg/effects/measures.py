@@ -46,7 +46,9 @@ class Measure:
     given : tuple of str
         Further arguments of ``of``: ``"log_frequency"`` (V,), log p_freq with -inf at rows of the
         unembedding that no token owns; ``"norm_scale"`` (m,), the final norm's scale, which only
-        the engine ``Forward`` knows where there is an edit.
+        the engine ``Forward`` knows where there is an edit. A measure that is ``shared`` finds in
+        its prediction's ``given`` also ``"accepted"`` (m, A), where more than the next token is a
+        right prediction.
     dtype : str
         Of the measure where nothing is edited.
     effect : str, optional
@@ -63,6 +65,11 @@ class Measure:
     reduced : callable, ``reduced(sums) -> (n,)``, optional
         Its mean over tokens, from the sums over tokens of all effects by name, where that is not
         the mean of the tokens' values: a ratio of means is no mean of ratios.
+    along : {None, "target", "contrast", "contrast_whole"}
+        What it is a sum along, of what ``of`` reads at single predictions: the tokens of a prompt's
+        target; or, of the target's loss less the contrast's and with the sign changed, so of their
+        log p, over their first tokens or over all. The sum is at the prompt's last token, which
+        predicts the target's first, and NaN at others.
 
     Attributes
     ----------
@@ -90,6 +97,7 @@ class Measure:
         shared=False,
         needs=(),
         reduced=None,
+        along=None,
     ):
         if (of is None) == (compared is None):
             raise ValueError(f"measure {name!r} needs either `of` or `compared`")
@@ -109,6 +117,7 @@ class Measure:
         self.shared = shared
         self.needs = tuple(needs)
         self.reduced = reduced
+        self.along = along
         self.total = Effect(self, "total")
         self.direct = Effect(self, "direct")
         self.frequency_direct = Effect(self, "frequency_direct")
@@ -273,9 +282,11 @@ def read_confidence(prediction):
 def read_correct(prediction):
     """1 where the likeliest token is the target, else 0; NaN where there is none.
 
-    Of tokens that are equally likely it is the first, as in greedy decoding.
+    Where answers begin, the first token of any that is accepted is right. Of tokens that are
+    equally likely it is the first, as in greedy decoding.
     """
-    hit = (prediction.once(likeliest) == prediction.targets).to(prediction.logits.dtype)
+    right = prediction.given.get("accepted", prediction.targets[:, None])
+    hit = (prediction.once(likeliest)[:, None] == right).any(-1).to(prediction.logits.dtype)
     return torch.where(prediction.targets >= 0, hit, torch.nan)
 
 
@@ -340,6 +351,18 @@ correct = Measure(
     "correct", "1", "1 where the likeliest token is the correct one, else 0", read_correct,
     effect="1 where the prediction becomes correct, -1 where it becomes wrong", shared=True,
 )  # fmt: skip
+target_loss = Measure(
+    "target_loss", "nats", "loss of the whole target", read_loss, tilted="target", shared=True,
+    along="target",
+)  # fmt: skip
+contrast = Measure(
+    "contrast", "nats", "log p(target) − log p(contrast) of their first tokens", read_loss,
+    tilted="target", shared=True, along="contrast",
+)  # fmt: skip
+contrast_whole = Measure(
+    "contrast_whole", "nats", "log p(target) − log p(contrast) of both as a whole", read_loss,
+    tilted="target", shared=True, along="contrast_whole",
+)  # fmt: skip
 norm_scale = Measure(
     "norm_scale", "1", "scale s of the final normalisation", read_norm_scale,
     given=("norm_scale",), effect="change of the final norm's scale", pathways=("total",),
@@ -364,3 +387,12 @@ temperature_share = Measure(
     pathways=("total",), bare=True, shared=True,
     needs=("divergence_total", "divergence_tempered_total"), reduced=share_of_sums,
 )  # fmt: skip
+
+SURE = (confidence.total, confidence.direct, correct.total, correct.direct)
+"""How sure the model is, and whether it is right."""
+ANSWERED = tuple(
+    effect
+    for measure in (target_loss, contrast, contrast_whole)
+    for effect in (measure.total, measure.direct)
+)
+"""Of prompts with targets, how likely answers are as a whole, and against others."""

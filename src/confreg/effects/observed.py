@@ -33,6 +33,7 @@ class Observed:
     route : Write or Straight
         How they reach the final residual.
     positions, targets : Tensor (T,) int64
+    accepted : Tensor (T, A) int64 or None
     log_frequency, frequency : Tensor (V,) or None
         log p_freq, and the token-frequency direction.
     """
@@ -46,6 +47,9 @@ class Observed:
         self.raw = raw
         self.positions = unit.tokens.positions.to(raw.device)
         self.targets = unit.tokens.targets.to(raw.device)
+        self.accepted = unit.tokens.accepted
+        if self.accepted is not None:
+            self.accepted = self.accepted.to(raw.device)
         self.log_frequency = self.frequency = None
         if unit.counts is not None:
             self.log_frequency = log_frequencies(unit.counts).to(raw.device)
@@ -118,9 +122,12 @@ class Observed:
         """The model's final logits, (t, V) float32."""
         return self.readout.finish(take(self.raw, self.positions[tokens]).float())
 
-    def given(self, norm_scale=None):
-        """Further arguments of measures, see `confreg.effects.measures.Measure`."""
-        found = {"log_frequency": self.log_frequency, "norm_scale": norm_scale}
+    def given(self, tokens, norm_scale=None):
+        """Further arguments of measures at some tokens, see `confreg.effects.measures.Measure`."""
+        accepted = None if self.accepted is None else self.accepted[tokens]
+        found = {
+            "log_frequency": self.log_frequency, "norm_scale": norm_scale, "accepted": accepted
+        }  # fmt: skip
         return {name: value for name, value in found.items() if value is not None}
 
 
@@ -146,7 +153,7 @@ def unablated(observed):
     parts = []
     for tokens in spans(len(observed.positions), observed.sizes()[1]):
         residual = take(observed.residual, observed.positions[tokens]).float()
-        given = observed.given(observed.readout.norm_scale(residual))
+        given = observed.given(tokens, observed.readout.norm_scale(residual))
         prediction = Prediction(observed.logits(tokens), observed.targets[tokens], given)
         parts.append(measured(prediction, measures))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

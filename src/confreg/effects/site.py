@@ -140,14 +140,24 @@ def measure(observed):
     unit = observed.unit
     for effect in unit.effects:
         check(effect, unit)
-    tally = Tally(len(unit.edits), unit.tokens.keep, len(unit.effects), unit.cube)
+    tokens = unit.tokens
+    along = {
+        column: tokens.along[effect.measure.along]
+        for column, effect in enumerate(unit.effects)
+        if effect.measure.along
+    }
+    tally = Tally(len(unit.edits), tokens.keep, len(unit.effects), unit.cube, along, tokens.shown)
     clean = unablated(observed)
     unit.engine.fill(tally, observed, clean)
     out = tally.result()
+    if unit.cube:
+        out["effects"] = out["effects"][:, : tokens.own]
     measures = {effect.quantity: effect.measure for effect in unit.effects}
     for name, values in clean.items():
         dtype = getattr(torch, measures[name].dtype) if name in measures else values.dtype
-        out[name] = values.to(dtype).cpu()
+        if name in measures and measures[name].along:
+            values = tokens.along[measures[name].along].of(values)
+        out[name] = values[: tokens.own].to(dtype).cpu()
     if observed.edits is not unit.edits:
         out["ablation_value"] = observed.edits.values.cpu()
     if unit.watched is not None:
@@ -162,6 +172,8 @@ def check(effect, unit):
         raise ValueError(f"{effect.quantity} has no {effect.pathway} effect")
     if "norm_scale" in measure.given and not unit.copies:
         raise ValueError(f"{effect.name} is measured by the engine Forward only")
+    if measure.along and measure.along not in unit.tokens.along:
+        raise ValueError(f"{effect.name} runs along {measure.along!r}, which the tokens lack")
     counted = effect.pathway == "frequency_direct" or "log_frequency" in measure.given
     if counted and unit.counts is None:
         raise ValueError(f"{effect.name} needs the counts of the tokens")
@@ -170,14 +182,15 @@ def check(effect, unit):
 def watched(observed):
     """The watched values and how they change: the parts of `Site.measure`'s result."""
     unit, out = observed.unit, {}
+    own = unit.tokens.own
     if unit.changes != "sums":
-        rows = take(observed.seen, observed.positions)
+        rows = take(observed.seen, observed.positions[:own])
         index = unit.watched.to(rows.device)
         out["activation"] = rows.index_select(-1, index).T.float().cpu()
     if unit.changes is not None:
         changes = activation_changes(observed)
         if unit.changes == "all":
-            out["activation_change"] = changes
+            out["activation_change"] = changes[:, :own]
         kept = changes[:, unit.tokens.keep.cpu()].double()
         out["activation_change_sum"] = kept.sum(1)
         out["activation_change_abs_sum"] = kept.abs().sum(1)

@@ -12,14 +12,21 @@ class Tally:
         Edits, tokens that sums run over, effects.
     cube : bool
         Hold every effect (n, T, E), not only the sums.
+    along : dict of int to Along, optional
+        By its column, what an effect on a measure of several predictions is added up by.
+    shown : Tensor (T,) bool, optional
+        Tokens at which the cube has effects, NaN at others; by default all.
     """
 
-    def __init__(self, n, keep, count, cube):
+    def __init__(self, n, keep, count, cube, along=None, shown=None):
         self.keep = keep.cpu()
         self.cube = torch.full((n, len(keep), count), torch.nan) if cube else None
         self.sum = torch.zeros(n, count, dtype=torch.float64)
         self.abs_sum = torch.zeros(n, count, dtype=torch.float64)
         self.undefined = torch.zeros(n, count, dtype=torch.int64)
+        self.along = along or {}
+        self.gathered = {column: one.nothing(n) for column, one in self.along.items()}
+        self.shown = shown
         self.pairs = 0
         self.recomputed = 0
         self.sampled = 0
@@ -35,12 +42,20 @@ class Tally:
         self.pairs += effects.shape[0] * effects.shape[1]
         if self.cube is not None:
             self.cube[edits, tokens] = effects
-        kept = effects[:, self.keep[tokens]].double()
+        effects = effects.clone() if self.along else effects
+        for column, one in self.along.items():
+            one.add(self.gathered[column][edits], tokens, effects[..., column])
+            effects[..., column] = torch.nan  # what stands there is a part
+        self.reduce(edits, slice(None), effects[:, self.keep[tokens]])
+
+    def reduce(self, edits, columns, kept):
+        """Add effects (n', T', E') at kept tokens to the sums of some columns."""
+        kept = kept.double()
         defined = kept.isfinite()
         kept = torch.where(defined, kept, 0.0)
-        self.undefined[edits] += (~defined).sum(1)
-        self.sum[edits] += kept.sum(1)
-        self.abs_sum[edits] += kept.abs().sum(1)
+        self.undefined[edits, columns] += (~defined).sum(1)
+        self.sum[edits, columns] += kept.sum(1)
+        self.abs_sum[edits, columns] += kept.abs().sum(1)
 
     def check(self, found, truth):
         """Compare effects (m, E) of some pairs with their recomputation in float64."""
@@ -51,6 +66,13 @@ class Tally:
 
     def result(self):
         """The gathered tensors, under the names that `Site.measure` documents."""
+        for column, sums in self.gathered.items():
+            self.undefined[:, column] = 0
+            self.reduce(slice(None), slice(column, column + 1), sums[:, self.keep, None])
+            if self.cube is not None:
+                self.cube[..., column] = sums.float()
+        if self.cube is not None and self.shown is not None:
+            self.cube[:, ~self.shown.cpu()] = torch.nan
         out = {"effect_sum": self.sum, "effect_abs_sum": self.abs_sum}
         out["effect_undefined"] = self.undefined
         if self.cube is not None:

@@ -25,15 +25,33 @@ class Tokens:
     single : Tensor (T',) int64, optional
         Where edits are to be made, as ``positions``: at the wanted tokens, of which no two are in
         one row. By default at every token of every row.
+    own : int, optional
+        How many of the tokens results are about: those that follow are only read by measures that
+        run along an answer. By default all.
+    accepted : Tensor (T, A) int64, optional
+        Predictions that are right, where the next token is not the only one; filled up with -1.
+
+    Attributes
+    ----------
+    along : dict of str to Along
+        What measures of several predictions are added up by, see `Measure`; empty unless set.
+    shown : Tensor (T,) bool or None
+        Tokens at which effects are wanted for themselves, and not only as parts of a sum.
     """
 
-    def __init__(self, inputs, positions, targets, keep, wanted=None, single=None):
+    def __init__(
+        self, inputs, positions, targets, keep, wanted=None, single=None, own=None, accepted=None
+    ):
         self.inputs = inputs
         self.positions = positions
         self.targets = targets
         self.keep = keep
         self.wanted = wanted
         self.single = single
+        self.own = len(positions) if own is None else own
+        self.accepted = accepted
+        self.along = {}
+        self.shown = wanted
         self.rows = len(inputs)
 
     def __len__(self):
@@ -45,11 +63,32 @@ class Tokens:
             return torch.arange(len(self.positions))
         return self.wanted.nonzero()[:, 0]
 
-    def at_kept(self):
-        """The same, with effects wanted at kept tokens only, or at those that were wanted."""
-        if self.wanted is not None or bool(self.keep.all()):
+    def wanting(self, kept, names):
+        """The same, with effects wanted where they are needed.
+
+        Parameters
+        ----------
+        kept : bool
+            Only at kept tokens, unless it is said where they are wanted.
+        names : iterable of str
+            What measures run along: parts of these sums are needed too.
+        """
+        shown = self.wanted
+        if shown is None and kept and not bool(self.keep.all()):
+            shown = self.keep
+        if shown is None:
             return self
-        return Tokens(self.inputs, self.positions, self.targets, self.keep, self.keep)
+        wanted = shown
+        for name in names:
+            owner = self.along[name].owner
+            # An owner of -1 reads some token, which does not matter.
+            wanted = wanted | ((owner >= 0) & shown[owner.clamp_min(0)])
+        found = Tokens(
+            self.inputs, self.positions, self.targets, self.keep, wanted, self.single, self.own,
+            self.accepted,
+        )  # fmt: skip
+        found.along, found.shown = self.along, shown
+        return found
 
 
 class Unit:
@@ -108,7 +147,8 @@ class Unit:
         counts=None,
     ):
         # Without the cube nothing is left of effects at other tokens.
-        self.tokens = tokens if cube else tokens.at_kept()
+        named = [effect.measure.along for effect in effects]
+        self.tokens = tokens.wanting(not cube, [one for one in named if one in tokens.along])
         self.edits = edits
         self.engine = engine
         self.effects = tuple(effects)

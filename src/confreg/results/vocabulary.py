@@ -177,6 +177,11 @@ _WORDS = (
     Word("top1", "top-1", "", "vocabulary index of the likeliest token"),
     Word("confidence", "confidence", "1", "probability of the likeliest token"),
     Word("correct", "correct", "1", "1 where the likeliest token is the correct one, else 0"),
+    Word("target_loss", "loss of the target", "nats", "loss of the whole target"),
+    Word("contrast", "contrast", "nats",
+         "log p(target) − log p(contrast) of their first tokens"),
+    Word("contrast_whole", "contrast of wholes", "nats",
+         "log p(target) − log p(contrast) of both as a whole"),
     Word("kl_frequency", "KL to unigrams", "nats",
          "D(p_freq ‖ p_model) of the unablated model: from the unigrams to its prediction"),
     # Along other axes.

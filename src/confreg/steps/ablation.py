@@ -17,6 +17,7 @@ from confreg.steps.values import VALUE, Value
 from confreg.sweep.budget import Budget
 from confreg.sweep.layout import cut, resolve
 from confreg.sweep.step import Item, Step
+from confreg.tokens import answers
 
 if TYPE_CHECKING:
     from confreg.study import Study
@@ -149,6 +150,7 @@ class _Ablation:
         self.to, self.edits, self.counts = to, edits, counts
         self.model = study.model.about
         _try(effects, self.model.vocab_size)
+        self.summed = self._summed()
         self.layer = self.model.layer(layer)
         self.layers = getattr(self.assumed, "layers", [self.layer])
         self.cube = study.options.reduce == "none"
@@ -159,6 +161,32 @@ class _Ablation:
         pairs = len(self.assumed) * int(tokens.keep.sum())
         self.sample = max(min(SAMPLE, int(pairs * SHARE)), 1)
         self.routed = self.model.n_experts > 1 and hasattr(self._specimen(), "index")
+
+    def _summed(self) -> list[str]:
+        """What the measures run along.
+
+        Raises
+        ------
+        ConfregError
+            No document has it, or it cannot be read with the others.
+        """
+        table, found = self.tokens.table, {}
+        for effect in self.effects:
+            if effect.measure.along:
+                found[effect.measure.along] = effect.name
+        for along, name in found.items():
+            if not answers.has(table, along):
+                raise ConfregError(
+                    f"{name} is measured on {answers.NEEDS[along]}, and this text ({table.corpus}) "
+                    "has none: see docs/prompts.md."
+                )
+        if "contrast_whole" in found and self.tokens.together is not None:
+            raise ConfregError(
+                "Beyond a length this model scales its positions by how long a sequence is, so "
+                "contrasts that are longer or shorter than targets cannot be read beside them; "
+                "measure contrast_total, of first tokens."
+            )
+        return list(found)
 
     def _engine(self, layer: int) -> str:
         last = layer == self.model.n_layers - 1
@@ -290,15 +318,18 @@ class _Ablation:
     def most(self, budget: Budget) -> dict[str, int]:
         """Entries and tokens of a unit, so that both closed forms and copies fit the memory."""
         length, vocabulary = self.tokens.length, self.model.vocab_size
+        rows = 1 + (
+            "contrast_whole" in self.summed
+        )  # of a prompt: one with its target, one without
         if self.forward:
-            entries = max(budget.memory // (length * vocabulary * 16) - 1, 1)
+            entries = max(budget.memory // (rows * length * vocabulary * 16) - 1, 1)
             entries = min(entries, budget.copies)
         else:
             entries = max(budget.memory // 4 // (length * len(self.effects) * 8), 1)
         if budget.upload is not None:
             entries = min(entries, self._uploaded(budget.upload))
         largest = max(stop - start for start, stop in cut(self.assumed, entries))
-        per_token = 24 * vocabulary + 8 * largest * (len(self.effects) + 1)
+        per_token = rows * 24 * vocabulary + 8 * largest * (len(self.effects) + 1)
         fit = max(int(budget.memory * 0.6) // per_token // length, 1) * length
         if self.forward and self.tokens.singly:
             copies = min(entries, largest)
@@ -366,6 +397,9 @@ class _Ablation:
         axis = resolve(self.subjects, stored)
         start, stop = spans.bounds[axis.name]
         text = self.tokens.entries(*spans.bounds["token"])
+        if self.summed:
+            at = spans.bounds["token"][0]
+            text = answers.answered(text, self.tokens.table, at, self.summed)
         layer, watched = self._layer(start), None
         if self.watched is axis or self.watched is self.assumed:
             if self.activations:
@@ -401,7 +435,8 @@ class _Ablation:
 
         if self.shared and self.to is not None and self.to.over is not None:
             index = _indices(axis, start, stop)
-            over = torch.from_numpy(self.to.over[spans["token"]].copy())
+            over = torch.zeros(len(text), dtype=torch.bool)
+            over[: text.own] = torch.from_numpy(self.to.over[spans["token"]])
             kind = self.to.ablation
             return fx.ReplaceByOwn(index, kind.kind, kind.value, text.positions, over)
         if self.edits is not None:

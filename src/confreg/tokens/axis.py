@@ -9,6 +9,7 @@ import numpy as np
 
 from confreg.axes import Axis, Label
 from confreg.errors import ConfregError
+from confreg.tokens.answers import accepted
 from confreg.tokens.table import TokenTable
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ def token_block(table: TokenTable, start: int, stop: int, *, singly: bool = Fals
         ids[:length] = table.sequences[sequence[end]][:length]
     row = np.searchsorted(ends, np.arange(stop - start))
     places = row * inputs.shape[1] + position
+    right = accepted(table, start, stop)
     return Tokens(
         torch.from_numpy(inputs),
         torch.from_numpy(places),
@@ -162,4 +164,5 @@ def token_block(table: TokenTable, start: int, stop: int, *, singly: bool = Fals
         torch.from_numpy(np.ascontiguousarray(table.keep[start:stop])),
         None if wanted is None else torch.from_numpy(wanted.copy()),
         torch.from_numpy(places[wanted]) if singly and wanted is not None else None,
+        accepted=None if right is None else torch.from_numpy(right),
     )

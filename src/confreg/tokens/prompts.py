@@ -93,9 +93,10 @@ def cut_prompts(
     taken, found, warning = [], 0, ""
     for each in _sequences(corpus, tokenizer, bos, template or {}):
         length = len(each.ids)
-        if positions is not None and length > positions:
+        longest = max(length, len(each.prompt) + len(each.contrast))
+        if positions is not None and longest > positions:
             raise ConfregError(
-                f"{_capital(each.said.where)} has {length} tokens, and the model positions for "
+                f"{_capital(each.said.where)} has {longest} tokens, and the model positions for "
                 f"{positions}: shorten it."
             )
         if length > sequence_length:

@@ -23,15 +23,20 @@ class Unablated:
         W_U(γ∘P m̂) of a post-norm.
     frequency, log_frequency, p_frequency : Tensor (V,) or None
         The token-frequency direction, log p_freq, and p_freq.
+    accepted : Tensor (T, A) int64 or None
+        See `Tokens`.
     """
 
-    def __init__(self, readout, raw, targets, mu=None, frequency=None, log_frequency=None):
+    def __init__(
+        self, readout, raw, targets, mu=None, frequency=None, log_frequency=None, accepted=None
+    ):
         self.readout = readout
         self.raw = raw
         self.targets = targets
         self.mu = mu
         self.frequency = frequency
         self.log_frequency = log_frequency
+        self.accepted = accepted
         # exp(-inf) is 0: rows that no token owns.
         self.p_frequency = None if log_frequency is None else log_frequency.exp()
 
@@ -43,9 +48,11 @@ class Unablated:
         """Final logits of one token, (1, V)."""
         return self.readout.finish(self.raw[token].to(dtype))[None]
 
-    def given(self):
-        """Further arguments of measures, see `confreg.effects.measures.Measure`."""
-        return {} if self.log_frequency is None else {"log_frequency": self.log_frequency}
+    def given(self, token):
+        """Further arguments of measures at one token, see `confreg.effects.measures.Measure`."""
+        accepted = None if self.accepted is None else self.accepted[token][None]
+        found = {"log_frequency": self.log_frequency, "accepted": accepted}
+        return {name: value for name, value in found.items() if value is not None}
 
     def variables(self, token, dtype):
         """What edits add multiples of, besides u: dict of (V,).

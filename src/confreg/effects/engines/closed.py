@@ -82,7 +82,8 @@ def make_unablated(observed, tokens, carried):
     mu = None if carried is None else observed.readout.directions(carried)
     targets = observed.targets[tokens]
     frequency, log_frequency = observed.frequency, observed.log_frequency
-    return Unablated(observed.readout, raw, targets, mu, frequency, log_frequency)
+    accepted = None if observed.accepted is None else observed.accepted[tokens]
+    return Unablated(observed.readout, raw, targets, mu, frequency, log_frequency, accepted)
 
 
 def coefficients(observed, weights, written, delta, tokens, dtype=torch.float32):

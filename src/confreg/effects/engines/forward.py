@@ -21,12 +21,12 @@ class Forward:
             if not len(tokens):
                 continue
             targets = observed.targets[tokens]
-            before = Prediction(observed.logits(tokens), targets, observed.given())
+            before = Prediction(observed.logits(tokens), targets, observed.given(tokens))
             known = {name: values[tokens] for name, values in clean.items()}
             for j in range(unit.copies):
                 copy = slice(rows * (j + 1), rows * (j + 2))
                 residual = take(observed.residual[copy], observed.positions[tokens]).float()
-                given = observed.given(observed.readout.norm_scale(residual))
+                given = observed.given(tokens, observed.readout.norm_scale(residual))
                 out = torch.empty(len(targets), len(effects))
                 for pathway, places in by_pathway(effects).items():
                     logits = copied(observed, copy, tokens, pathway, before.logits)

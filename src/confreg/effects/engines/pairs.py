@@ -68,7 +68,7 @@ def exact_token(unablated, directions, token, coefficients, effects, rows, dtype
         if pathway in found:
             values = [found[pathway][effect.measure.tilted] for effect in own]
         else:
-            target, given = unablated.targets[token : token + 1], unablated.given()
+            target, given = unablated.targets[token : token + 1], unablated.given(token)
             before = Prediction(unablated.logits(token, dtype), target, given)
             known = known or measured(before, [effect.measure for effect in effects])
             pairs = coefficients["total" if pathway == "frequency_direct" else pathway]

@@ -123,7 +123,7 @@ def effects_at(observed, written, tokens, clean=None, dtype=torch.float32):
     work = torch.float64 if any(one.comparing for one in measures) else dtype
     moved = Moved(observed, written, tokens, work)
     raw = take(observed.raw, observed.positions[tokens]).to(work)
-    targets, given = observed.targets[tokens], observed.given()
+    targets, given = observed.targets[tokens], observed.given(tokens)
     before = Prediction(readout.finish(raw), targets, given)
     if clean is None:
         known = measured(before, measures)
