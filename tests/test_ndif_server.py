@@ -352,6 +352,21 @@ def test_heads_by_name(lab, local, tmp_path, sandbox):
     assert_equal(ds, local("lab/tiny-llama", **options).drop_dims(["model_layer", "head"]))
 
 
+@pytest.mark.parametrize("sandbox", [False, True], ids=["trusted", "sandboxed"])
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        ("activations", {"neurons": "1:0-5,2:0-5", "activations": True, "top": 3}),
+        ("universal_neurons", {"neurons": "2:0-5", "other": ("lab/tiny-llama",), "draws": 2}),
+    ],
+)
+def test_a_unit_of_several_traces(lab, local, tmp_path, recipe, options, sandbox):
+    options = {**options, "recipe": recipe, "memory": "200000"}
+    overrides = {"sandbox": sandbox, "memory": options.pop("memory")}
+    ds = lab.run("lab/tiny-llama", tmp_path / "run.zarr", overrides=overrides, **options)
+    assert_equal(ds, local("lab/tiny-llama", **options))
+
+
 def test_several_jobs_in_flight_and_a_websocket(lab, local, tmp_path):
     options = {"memory": 120_000}  # four units
     whole = local("lab/tiny-llama", **options)

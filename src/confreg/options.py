@@ -105,6 +105,9 @@ class Options:
     )
     dtype: str | None = _option(None, "of the weights (default: the checkpoint's own)", metavar="D")
     activations: bool = _option(False, "keep every activation: neuron × token", shared=True)
+    dtype_on_disk: Literal["float32", "float16"] = _option(
+        "float32", "of activations that are kept", shared=True
+    )
     reduce: Literal["none", "token"] = _option(
         "none", "token: keep only what is left after reducing over tokens", shared=True
     )

@@ -5,6 +5,7 @@
 """
 
 from confreg.steps.ablation import ablation
+from confreg.steps.activity import activation_statistics, activations
 from confreg.steps.census import null_space, vocabulary_statistics
 from confreg.steps.controls import control_norms
 from confreg.steps.matching import matches
@@ -15,6 +16,8 @@ from confreg.steps.weights import frequency_cosines, weight_statistics
 __all__ = [
     "ablation",
     "ablation_value",
+    "activation_statistics",
+    "activations",
     "control_norms",
     "frequency_cosines",
     "matches",

@@ -10,6 +10,7 @@ import numpy as np
 from confreg import effects as fx
 from confreg.axes import Axis, Later, Spans, Variable
 from confreg.errors import ConfregError
+from confreg.steps.activity import kept
 from confreg.steps.effects import change_means, effect_axis, effect_means, errors, routed_means
 from confreg.steps.engines import choose
 from confreg.steps.upload import entries_that_fit
@@ -259,7 +260,7 @@ class _Ablation:
             return found
         neuron = self.watched.name
         if self.activations:
-            found.append(Variable("activation", (neuron, "token"), "activation of the neuron"))
+            found.append(kept(self.study, neuron))
         if self.changes and self.activations:
             text = "change of the neuron's activation against the unablated model"
             found.append(Variable("activation_change", (subject, "token", neuron), text))

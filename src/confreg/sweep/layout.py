@@ -122,7 +122,14 @@ class Layout:
                 f"The trace of {self.step.title!r} returned {variable.name!r} as {array.dtype}, "
                 f"which is not to be made {variable.dtype}."
             )
-        return array.astype(variable.dtype, copy=False)
+        with np.errstate(over="ignore"):
+            found = array.astype(variable.dtype, copy=False)
+        if found.dtype.itemsize < array.dtype.itemsize and _overflows(array, found):
+            raise ConfregError(
+                f"{variable.name!r} has values up to {np.abs(array[np.isfinite(array)]).max():.3g},"
+                f" more than {variable.dtype} holds: write it in a wider type."
+            )
+        return found
 
     def halves(self, spans: Spans) -> tuple[Spans, Spans, str] | None:
         """A unit in two, and the axis along which; None where it cannot be cut.
@@ -195,6 +202,11 @@ class Layout:
             entries = int(np.prod([*parts, *self.shape(variable)], dtype=np.int64))
             total += entries * itemsize(variable.dtype)
         return total
+
+
+def _overflows(array: np.ndarray, narrow: np.ndarray) -> bool:
+    """Whether a number that was finite is no longer."""
+    return narrow.dtype.kind == "f" and bool((np.isinf(narrow) & np.isfinite(array)).any())
 
 
 def itemsize(dtype: str) -> int:

@@ -135,6 +135,12 @@ def flat(items: Any) -> list[Item]:
     )
 
 
+def _alike(one: Axis | Later, other: Axis | Later) -> bool:
+    """Whether two are one axis, which steps may cut in their own ways."""
+    labels = getattr(one, "labels", None)
+    return one is other or (labels is not None and labels is getattr(other, "labels", None))
+
+
 def check(items: list[Item]) -> None:
     """Refuse what cannot work, before anything is loaded.
 
@@ -150,7 +156,7 @@ def check(items: list[Item]) -> None:
     known: dict[str, Variable] = {}
     for number, item in enumerate(items):
         for axis in (*(item.over if isinstance(item, Step) else ()), *item.along):
-            if axes.setdefault(axis.name, axis) is not axis:
+            if not _alike(axes.setdefault(axis.name, axis), axis):
                 raise ConfregError(f"There are two axes named {axis.name!r}: rename one of them.")
         for needed in item.needs if isinstance(item, Step) else ():
             if needed not in items[:number]:
