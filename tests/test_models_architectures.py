@@ -11,7 +11,7 @@ import tracing
 import zoo
 
 from confreg import effects
-from confreg.models import Model, families
+from confreg.models import Model, derived, families, verify
 
 TOLERANCE = 1e-4  # nats, of the issue
 TIE = 1e-5
@@ -103,3 +103,72 @@ def test_the_table_is_tested_whole():
     # Text models that are found inside others only are tested there.
     inside = {zoo.config(name).get_text_config().model_type for name in families.WRAPPERS}
     assert set(families.TEXT_MODELS) <= inside
+
+
+def given(model, modules):
+    """What modules are given in a plain forward."""
+    seen = {}
+    hooks = [
+        module.register_forward_hook(lambda m, args, out, name=name: seen.update({name: args[0]}))
+        for name, module in modules.items()
+    ]
+    model.nn._module(zoo.tokens())
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("architecture", zoo.EVERY)
+def test_what_neurons_read_makes_them(architecture):
+    """act(gate) · up from the folded rows, and the down-projection's input in a plain forward."""
+    model = model_of(architecture)
+    row, config = model.description.row, model.description.config
+    if not row.up:
+        pytest.skip("its row names no input side")
+    before = row.before_mlp(config)
+    for layer in range(model.n_layers):
+        block = model._block(layer)._module
+        seen = given(
+            model,
+            {
+                "x": block.get_submodule(before or row.up),
+                "neurons": model.down_proj(layer)._module,
+            },
+        )
+        x = seen["x"].double()
+        if before is not None:
+            x = x - x.mean(-1, keepdim=True) if row.centred else x
+            x = x / (x.square().mean(-1, keepdim=True) + row.norm_eps(config)).sqrt()
+        inputs = model.inputs(layer)
+        for name in ("up", "gate", "norm"):  # outside a trace it is the modules that are called
+            envoy = getattr(inputs, name)
+            setattr(inputs, name, None if envoy is None else envoy._module)
+        mlp = block.get_submodule(row.up.rpartition(".")[0])
+        act = getattr(mlp, "gelu_impl", None) or verify._activation(mlp, config)
+        act = act or torch.nn.functional.silu  # LFM 2 names it nowhere
+        for memory in (2**29, 20_000):
+            with torch.no_grad():
+                rows = inputs.rows(torch.zeros(1, model.d_model), memory)
+            z = {name: (x @ w.double().T + b.double()).float() for name, (w, b) in rows.items()}
+            mine = act(z["gate"]) * z["in"] if "gate" in z else act(z["in"])
+            torch.testing.assert_close(
+                mine.flatten(), seen["neurons"].flatten(), rtol=1e-4, atol=1e-4
+            )
+
+
+def test_derived_rows_know_the_input_side():
+    """Where they say one, it is that of the table."""
+    known = 0
+    for architecture in zoo.FEW:
+        if architecture not in families.ARCHITECTURES:
+            continue
+        network, _ = zoo.tiny(architecture)
+        row = families.ARCHITECTURES[architecture]
+        with torch.device("meta"):
+            bare = type(network)(network.config)
+        found = derived.derive(network.config, network.config, architecture, bare)
+        if found.up:
+            before = row.before_mlp(network.config)
+            assert (found.up, found.gate, found.norm_before) == (row.up, row.gate, before)
+            known += 1
+    assert known >= 3

@@ -493,6 +493,24 @@ def test_weights_are_read_before_the_first_layer(lab, local, tmp_path, model, sa
     assert np.isfinite(ds["frequency_cosine_all"]).all()
 
 
+@pytest.mark.parametrize("sandbox", [False, True], ids=["trusted", "sandboxed"])
+@pytest.mark.parametrize("model", ["lab/tiny-gpt2", "lab/tiny-llama"])
+def test_a_census_of_every_layer_and_of_directions(lab, local, tmp_path, model, sandbox):
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).standard_normal((70, 32)))
+    for number, directions in enumerate(("", str(tmp_path / "rows.npy"))):
+        options = {"recipe": "census", "directions": directions}
+        out = tmp_path / f"{number}.zarr"
+        ds = lab.run(model, out, overrides={"sandbox": sandbox}, **options)
+        here = local(model, **options)
+        assert set(here.data_vars) <= set(ds.data_vars)
+        for name in here.data_vars:
+            if here[name].dtype.kind == "f":
+                np.testing.assert_allclose(
+                    ds[name], here[name], atol=1e-5, rtol=2e-5, err_msg=str(name)
+                )
+        np.testing.assert_array_equal(ds["raised"], here["raised"])
+
+
 def test_an_example_killed_in_each_of_its_steps_ends_with_the_same_bytes(lab, tmp_path):
     example, out = str(EXAMPLES / "steering.py"), tmp_path / "run.zarr"
     options = "-p", "direction=1.3", "-p", "layer=1"

@@ -13,8 +13,10 @@ import numpy as np
 from confreg.axes import Axis, Later, Variable
 from confreg.derive import repeats
 from confreg.derive.discovery import q_values, q_variable
+from confreg.derive.gates import input_output as input_output
 from confreg.derive.reliability import calibration as calibration
 from confreg.derive.roles import roles as roles
+from confreg.derive.roles import within_layer as within_layer
 from confreg.derive.traits import traits as traits
 from confreg.sweep.step import Derivation
 

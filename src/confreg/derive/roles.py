@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,6 +73,30 @@ def roles(
             Variable("logit_var_percentile", n, "percentile of logit_var in its layer", "%"),
         ),
     )  # fmt: skip
+
+
+def within_layer(neurons: Axis, layer: np.ndarray, names: Sequence[str]) -> Derivation:
+    """Give ``NAME_percentile (neuron)`` of some variables: among the axis's neurons of the layer.
+
+    Parameters
+    ----------
+    neurons : Axis
+    layer : ndarray (n,)
+    names : sequence of str
+        Variables over neurons.
+    """
+
+    def ranked(ds: xr.Dataset) -> dict[str, np.ndarray]:
+        return {f"{name}_percentile": percentiles(ds[name].values, layer) for name in names}
+
+    return Derivation(
+        ranked,
+        reads=tuple(names),
+        gives=tuple(
+            Variable(f"{n}_percentile", (neurons.name,), f"percentile of {n} in its layer", "%")
+            for n in names
+        ),
+    )
 
 
 def percentiles(values: np.ndarray, layer: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from .edits import AttendFirst, Replace, ReplaceByOwn, Together, add_to_copies, 
 from .engines import Exact, Forward, Series, fitting
 from .frequency import frequency_cosines
 from .heads import prefix_matching
+from .inputs import Inputs, input_statistics
 from .measures import (
     ANSWERED,
     SURE,
@@ -49,7 +50,18 @@ from .prediction import Comparison, Prediction
 from .readout import MetaWeightError, Readout, read_readout
 from .routed import Routed
 from .site import Site
-from .tasks import Activations, FrequencyWeights, Norms, NullSpace, Prefixes, Vocabulary, Weights
+from .tasks import (
+    Activations,
+    Directions,
+    FrequencyWeights,
+    Norms,
+    NullSpace,
+    Prefixes,
+    Reading,
+    Space,
+    Vocabulary,
+    Weights,
+)
 from .unit import Entries, Tokens, Unit
 from .values import ablation_values, pick, replaced
 from .vocabulary import null_statistics, vocabulary_statistics
@@ -63,23 +75,27 @@ __all__ = [
     "Along",
     "AttendFirst",
     "Comparison",
+    "Directions",
     "Effect",
     "Entries",
     "Exact",
     "Forward",
     "FrequencyWeights",
+    "Inputs",
     "Measure",
     "MetaWeightError",
     "Norms",
     "NullSpace",
     "Prediction",
     "Prefixes",
+    "Reading",
     "Readout",
     "Replace",
     "ReplaceByOwn",
     "Routed",
     "Series",
     "Site",
+    "Space",
     "Together",
     "Tokens",
     "Unit",
@@ -98,6 +114,7 @@ __all__ = [
     "entropy",
     "fitting",
     "frequency_cosines",
+    "input_statistics",
     "kl_frequency",
     "loss",
     "norm_scale",

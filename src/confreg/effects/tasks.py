@@ -2,8 +2,14 @@
 
 from .frequency import frequency_cosines
 from .heads import prefix_matching
+from .inputs import input_statistics
 from .values import pick
-from .vocabulary import null_statistics, vocabulary_statistics
+from .vocabulary import (
+    direction_statistics,
+    null_statistics,
+    space_statistics,
+    vocabulary_statistics,
+)
 from .weights import output_norms, weight_statistics
 
 
@@ -120,31 +126,57 @@ class FrequencyWeights:
 
 
 class Vocabulary:
-    """Finds how some neurons of one layer write to the vocabulary.
+    """Finds how some neurons write to the vocabulary.
 
     Parameters
     ----------
     inputs : Tensor (1, L) int64
-    layer : int
-    index : Tensor (n,) int64
+    layers : list of int
+    chosen : list of Tensor (n,) int64
+        Of each layer, its neurons.
     owned, memory, centre_vocabulary, top
         As of `confreg.effects.vocabulary.vocabulary_statistics`.
     """
 
-    def __init__(self, inputs, layer, index, owned, memory, centre_vocabulary, top):
+    def __init__(self, inputs, layers, chosen, owned, memory, centre_vocabulary, top):
         self.inputs = inputs
-        self.layer = layer
-        self.index = index
+        self.layers = layers
+        self.chosen = chosen
         self.owned = owned
         self.memory = memory
         self.centre_vocabulary = centre_vocabulary
         self.top = top
 
-    def statistics(self, site, like):
-        """What `vocabulary_statistics` returns."""
+    def statistics(self, sites, like):
+        """What `vocabulary_statistics` returns, of a `Site` a layer."""
         return vocabulary_statistics(
-            site, self.index, like, self.owned, self.memory, self.centre_vocabulary, self.top
+            sites, self.chosen, like, self.owned, self.memory, self.centre_vocabulary, self.top
         )
+
+
+class Reading:
+    """Finds how some neurons read the residual stream.
+
+    Parameters
+    ----------
+    given : Tensor (1, L) int64
+        What the trace runs, up to the first layer.
+    layers : list of int
+    chosen : list of Tensor (n,) int64
+        Of each layer, its neurons.
+    memory : int
+        As of `confreg.effects.inputs.input_statistics`.
+    """
+
+    def __init__(self, given, layers, chosen, memory):
+        self.inputs = given
+        self.layers = layers
+        self.chosen = chosen
+        self.memory = memory
+
+    def statistics(self, inputs, sites, like):
+        """What `input_statistics` returns, of an `Inputs` and a `Site` a layer."""
+        return input_statistics(inputs, sites, self.chosen, like, self.memory)
 
 
 class NullSpace:
@@ -175,6 +207,68 @@ class NullSpace:
             sites, self.chosen, like, self.null_dims, self.owned, self.memory,
             self.centre_vocabulary,
         )  # fmt: skip
+
+
+class Space:
+    """Finds the spectrum of the folded unembedding.
+
+    Parameters
+    ----------
+    inputs : Tensor (1, L) int64
+    owned, null_dims, memory, centre_vocabulary
+        As of `confreg.effects.weights.weight_statistics`.
+    """
+
+    layer = 0
+
+    def __init__(self, inputs, owned, null_dims, memory, centre_vocabulary):
+        self.inputs = inputs
+        self.owned = owned
+        self.null_dims = null_dims
+        self.memory = memory
+        self.centre_vocabulary = centre_vocabulary
+
+    def statistics(self, site, like):
+        """What `space_statistics` returns."""
+        return space_statistics(
+            site, like, self.null_dims, self.owned, self.memory, self.centre_vocabulary
+        )
+
+
+class Directions:
+    """Finds how directions of the final residual write to the vocabulary.
+
+    Parameters
+    ----------
+    inputs : Tensor (1, L) int64
+    rows : Tensor (n, d) float32
+    bottom : Tensor (k, d) float32
+        The unembedding's bottom right singular vectors, a row each.
+    owned, memory, centre_vocabulary, top
+        As of `confreg.effects.vocabulary.vocabulary_statistics`.
+    """
+
+    layer = 0
+
+    def __init__(self, inputs, rows, bottom, owned, memory, centre_vocabulary, top):
+        self.inputs = inputs
+        self.rows = rows
+        self.bottom = bottom
+        self.owned = owned
+        self.memory = memory
+        self.centre_vocabulary = centre_vocabulary
+        self.top = top
+
+    def statistics(self, site, like):
+        """What `direction_statistics` returns, ``w_out_norm`` and ``null_fraction`` (n,)."""
+        readout = site.readout_of(like)
+        w = readout.centre(self.rows.to(like.device).double())
+        found = direction_statistics(
+            readout, [w], like, self.owned, self.memory, self.centre_vocabulary, self.top
+        )
+        norm = w.norm(dim=-1)
+        share = (w @ self.bottom.to(w).T).norm(dim=-1) / norm
+        return found | {"w_out_norm": norm.float().cpu(), "null_fraction": share.float().cpu()}
 
 
 class Prefixes:

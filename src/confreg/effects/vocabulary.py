@@ -7,19 +7,23 @@ time, in float32; sums are in float64.
 
 import torch
 
-from .weights import Rows, null_space, written
+from .weights import Rows, null_space, spectrum, written
+
+TOGETHER = 512  # directions whose cosines with the whole vocabulary are held at once
+GROUP = 64  # tokens that stand for each other until the extremes are near
 
 
 def vocabulary_statistics(
-    site, neurons, like, owned=None, memory=2**29, centre_vocabulary=True, top=10
+    sites, chosen, like, owned=None, memory=2**29, centre_vocabulary=True, top=10
 ):
-    """Moments over the vocabulary of what some neurons write, by calling modules only.
+    """Moments over the vocabulary of what neurons of some layers write, by calling modules only.
 
     Parameters
     ----------
-    site : Site
-        Of the neurons' layer.
-    neurons : Tensor (n,) int64
+    sites : list of Site
+        One a layer.
+    chosen : list of Tensor (n,) int64
+        Of each layer, its neurons.
     like : Tensor (..., d)
         Any activation of the residual stream.
     owned, memory, centre_vocabulary
@@ -30,21 +34,48 @@ def vocabulary_statistics(
     Returns
     -------
     dict of str to Tensor, on the CPU
+        As of `direction_statistics`, layer after layer.
+    """
+    with torch.no_grad():
+        readout = sites[0].readout_of(like)
+        parts = (
+            written(readout, site, neurons, like, memory) for site, neurons in zip(sites, chosen)
+        )
+        return direction_statistics(readout, parts, like, owned, memory, centre_vocabulary, top)
+
+
+def direction_statistics(
+    readout, parts, like, owned=None, memory=2**29, centre_vocabulary=True, top=10
+):
+    """Moments over the vocabulary of directions of the final residual, and the tokens they move.
+
+    Parameters
+    ----------
+    readout : Readout
+    parts : iterable of Tensor (n, d)
+        The directions, as the final norm sees them.
+    like, owned, memory, centre_vocabulary, top
+        As of `vocabulary_statistics`.
+
+    Returns
+    -------
+    dict of str to Tensor, on the CPU
         ``vocab_mean``, ``logit_var``, ``vocab_skew``, ``vocab_kurtosis`` (n,) float32: mean,
         unbiased variance, E[z³] and E[z⁴] of c (a Gaussian has 0 and 3), NaN where w is zero;
         ``raised``, ``lowered`` (n, top) int64: rows of the unembedding with the largest and the
         smallest c, the most extreme first. Gurnee et al. 2024 (arXiv 2401.12181), section 4.2.
     """
     with torch.no_grad():
-        readout = site.readout_of(like)
         rows = Rows(readout, like, owned, memory, centre_vocabulary)
         first = rows.block(rows.blocks[0])
         _, norm = rows.row_statistics(first)
-        w = written(readout, site, neurons, like, memory)
         first = unit_columns(rows, first, rows.blocks[0], norm)
-        size = max(1, int(0.4 * memory) // (16 * rows.vocabulary))
-        parts = [moments(cosines(rows, first, some, norm), top) for some in w.split(size)]
-        found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        size = max(1, int(0.4 * memory) // (12 * rows.vocabulary))
+        size = min(size, TOGETHER) if len(rows.blocks) == 1 else size
+        found = [
+            moments(cosines(rows, first, some, norm), top) for w in parts for some in w.split(size)
+        ]
+        found = {name: torch.cat([part[name] for part in found]) for name in found[0]}
         for name in ("raised", "lowered"):
             if not isinstance(rows.owned, slice):
                 found[name] = rows.owned[found[name]]
@@ -73,28 +104,51 @@ def cosines(rows, first, w, norm):
 
 
 def moments(c, top):
-    """Moments of each row of c (n, V) and its extremes, as `vocabulary_statistics` names them."""
+    """Moments of each row of c (n, V), which is changed, and its extremes."""
     count = c.shape[-1]
-    raised = c.topk(min(top, count)).indices
-    lowered = c.topk(min(top, count), largest=False).indices
-    mean = averages(c)
-    c = c - mean.float()[:, None]
-    squares = c.square()
-    variance = averages(squares)
+    raised, lowered = extremes(c, top), extremes(c, top, largest=False)
+    mean = averages(c, lambda part: part.sum(-1))
+    c -= mean.float()[:, None]
+    variance = averages(c, lambda part: torch.linalg.vecdot(part, part))
+    third = averages(c, lambda part: torch.linalg.vecdot(part.square(), part))
+    fourth = averages(c, lambda part: torch.linalg.vecdot(*[part.square()] * 2))
     found = {
         "vocab_mean": mean,
         "logit_var": variance * count / (count - 1),
-        "vocab_skew": averages(c.mul_(squares)) / variance**1.5,
-        "vocab_kurtosis": averages(squares.square_()) / variance.square(),
+        "vocab_skew": third / variance**1.5,
+        "vocab_kurtosis": fourth / variance.square(),
     }
     found = {name: value.float() for name, value in found.items()}
     return found | {"raised": raised, "lowered": lowered}
 
 
-def averages(values):
-    """Mean of each row, (n,) float64, without a copy of all in float64: of short float32 sums."""
-    total = sum(part.sum(-1).double() for part in values.split(1024, -1))
-    return total / values.shape[-1]
+def averages(values, total):
+    """Mean over each row of what ``total`` adds up, (n,) float64: of short float32 sums.
+
+    Parts of a row are of a size that a core's cache holds, and none is copied in float64.
+    """
+    found = sum(total(part).double() for part in values.split(1024, -1))
+    return found / values.shape[-1]
+
+
+def extremes(c, top, largest=True):
+    """Places of the ``top`` largest or smallest of each row of c (n, V), (n, top) int64.
+
+    The largest of all are among the members of the groups whose own largest are the largest: so
+    few are sorted.
+    """
+    count = c.shape[-1]
+    top, whole = min(top, count), count - count % GROUP
+    if whole < 4 * GROUP * top:
+        return c.topk(top, largest=largest).indices
+    groups = c[:, :whole].unflatten(-1, (-1, GROUP))
+    best = groups.amax(-1) if largest else groups.amin(-1)
+    best = best.topk(top, largest=largest).indices
+    member = (best[..., None] * GROUP + torch.arange(GROUP, device=c.device)).flatten(1)
+    rest = torch.arange(whole, count, device=c.device).expand(len(c), -1)
+    member = torch.cat([member, rest], -1)
+    order = c.gather(-1, member).topk(top, largest=largest).indices
+    return member.gather(-1, order)
 
 
 def null_statistics(
@@ -119,7 +173,7 @@ def null_statistics(
     """
     with torch.no_grad():
         readout = sites[0].readout_of(like)
-        gram, _ = Rows(readout, like, owned, memory, centre_vocabulary).products()
+        gram = Rows(readout, like, owned, memory, centre_vocabulary).gram()
         singular, bottom = null_space(gram, null_dims)
         norms, shares = [], []
         for site, neurons in zip(sites, chosen):
@@ -131,4 +185,24 @@ def null_statistics(
             "null_fraction": torch.cat(shares).float().cpu(),
             "singular_value": singular.float().cpu(),
             "null_dims": bottom.shape[-1],
+        }
+
+
+def space_statistics(site, like, null_dims=None, owned=None, memory=2**29, centre_vocabulary=True):
+    """The spectrum of the folded unembedding, parameters as of `null_statistics`.
+
+    Returns
+    -------
+    dict, on the CPU
+        ``singular_value`` (d,) float32, descending; ``right_vector`` (d, d) float32, a row each;
+        ``null_dims`` int, how many at the end count as the null space.
+    """
+    with torch.no_grad():
+        readout = site.readout_of(like)
+        gram = Rows(readout, like, owned, memory, centre_vocabulary).gram()
+        singular, vectors, k = spectrum(gram, null_dims)
+        return {
+            "singular_value": singular.float().cpu(),
+            "right_vector": vectors.float().cpu(),
+            "null_dims": k,
         }

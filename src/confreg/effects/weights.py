@@ -79,10 +79,16 @@ def null_space(gram, null_dims=None):
     null_dims : int, optional
         k; by default `choose_null_dims`.
     """
+    singular, vectors, k = spectrum(gram, null_dims)
+    return singular, vectors[-k:].T
+
+
+def spectrum(gram, null_dims=None):
+    """Ŵ's singular values (d,), descending, its right singular vectors, a row each, and k."""
     squares, vectors = torch.linalg.eigh(gram)
     singular = squares.clamp_min(0).sqrt()
     k = choose_null_dims(singular) if null_dims is None else int(null_dims)
-    return singular.flip(0), vectors[:, :k]
+    return singular.flip(0), vectors.T.flip(0), k
 
 
 def choose_null_dims(singular):
@@ -154,7 +160,8 @@ class Rows:
         width = like.element_size() * 2 + 4
         self.size = max(1, min(d, int(0.8 * memory) // (width * len(readout.offset))))
         self.blocks = torch.arange(d, device=like.device).split(self.size)
-        self.step = max(1, min(vocabulary, int(0.1 * memory) // (16 * self.size)))
+        # So many columns as caches hold, and no more than memory.
+        self.step = max(1, min(vocabulary, 4096, int(0.1 * memory) // (16 * self.size)))
 
     def block(self, columns):
         """Columns of W_U, transposed: (k, V) in the model's own dtype, hence exactly."""
@@ -199,38 +206,48 @@ class Rows:
             squares = squares - d * mean.square()
         return mean, squares.clamp_min(1e-300).sqrt()
 
+    def gram(self):
+        """Ŵᵀ Ŵ, (d, d) float64."""
+        first = self.block(self.blocks[0])
+        mean, _ = self.row_statistics(first)
+        return self.pairs(first, mean, None)[0]
+
     def products(self):
         """Ŵᵀ Ŵ, and the unbiased covariance of Ŵ's normalised rows: two (d, d) float64."""
-        d, device = self.like.shape[-1], self.like.device
-        gram = torch.zeros(d, d, dtype=torch.float64, device=device)
-        spread = torch.zeros_like(gram)
         first = self.block(self.blocks[0])
         mean, norm = self.row_statistics(first)
-        centre = torch.zeros(d, dtype=torch.float64, device=device)
+        whole, _ = self.pairs(first, mean, None)
+        unit, centre = self.pairs(first, mean, norm)
+        centre = centre / self.vocabulary
+        unit = unit - self.vocabulary * torch.outer(centre, centre)
+        return whole, unit / (self.vocabulary - 1)
+
+    def pairs(self, first, mean, norm):
+        """Products of the columns of Ŵ, its rows over their ``norm`` if there is one, (d, d)
+        float64; and their sums, (d,)."""
+        d, device = self.like.shape[-1], self.like.device
+        found = torch.zeros(d, d, dtype=torch.float64, device=device)
+        sums = torch.zeros(d, dtype=torch.float64, device=device)
         for i, rows in enumerate(self.blocks):
             left = first if i == 0 else self.block(rows)
             for j, columns in enumerate(self.blocks[: i + 1]):
                 right = left if i == j else self.block(columns)
-                whole, unit, total = self.product(left, rows, right, columns, mean, norm)
-                gram[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = whole
-                spread[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = unit
+                product, total = self.product(left, rows, right, columns, mean, norm)
+                found[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = product
                 if i == j:
-                    centre[rows] = total
+                    sums[rows] = total
         lower = torch.tril(torch.ones(d, d, dtype=torch.bool, device=device))
-        gram, spread = (torch.where(lower, x, x.T) for x in (gram, spread))
-        centre = centre / self.vocabulary
-        spread = (spread - self.vocabulary * torch.outer(centre, centre)) / (self.vocabulary - 1)
-        return gram, spread
+        return torch.where(lower, found, found.T), sums
 
     def product(self, left, rows, right, columns, mean, norm):
-        """One block of both matrices, and the sum of the normalised rows."""
-        whole, unit, total = 0, 0, 0
+        """One block of the products, and the sums of its rows."""
+        product, total = 0, 0
         for some in self.spans():
             a = self.folded(left, rows, some, mean)
             b = a if left is right else self.folded(right, columns, some, mean)
-            whole = whole + a @ b.T
-            a = a / norm[some]
-            b = a if left is right else b / norm[some]
-            unit = unit + a @ b.T
+            if norm is not None:
+                a = a / norm[some]
+                b = a if left is right else b / norm[some]
+            product = product + a @ b.T
             total = total + a.sum(1)
-        return whole, unit, total
+        return product, total

@@ -37,6 +37,16 @@ class Architecture:
         outputs of the attention's query heads side by side, None where there is no such one;
         ``post_norm`` normalises the MLP's output before it is added to the residual stream, and is
         None where there is none.
+    up, gate : str
+        Dotted paths from a layer: matrices of the MLP whose outputs (the gate's after the
+        activation function) multiplied are the neurons; ``gate`` is empty where the activation
+        function of ``up`` is what they are, and the same as ``up`` where one matrix has the gate's
+        rows above the others. ``up`` is empty where it is not known.
+    gate_factor : float, str or callable
+        What the gate's output is multiplied by before the activation function.
+    norm_before : str, callable or None
+        Dotted path from a layer, or a function of the configuration: the norm whose output ``up``
+        and ``gate`` are given; None where they are given the residual stream itself.
     attends : callable
         Of the configuration: which layers have attention heads, of each.
     no_heads : str
@@ -87,6 +97,10 @@ class Architecture:
     attention_out: str | None = None
     attends: Callable[[Any], list[bool]] = _all_attend
     no_heads: str = ""
+    up: str = ""
+    gate: str = ""
+    gate_factor: float | str | Callable[[Any], float] = 1.0
+    norm_before: str | Callable[[Any], str | None] | None = None
     post_norm: str | None = None
     scale: float | str | Callable[[Any], float] = 1.0
     multiplier: float | str | Callable[[Any], float] = 1.0
@@ -126,6 +140,14 @@ class Architecture:
     def mlp_factor(self, config: Any) -> float:
         """What the MLP adds is multiplied by."""
         return float(_of(config, self.multiplier))
+
+    def input_factor(self, config: Any) -> float:
+        """What the gate's output is multiplied by."""
+        return float(_of(config, self.gate_factor))
+
+    def before_mlp(self, config: Any) -> str | None:
+        """Path from a layer of the norm whose output the MLP is given; None where there is none."""
+        return self.norm_before(config) if callable(self.norm_before) else self.norm_before
 
     def has_heads(self, config: Any) -> list[bool]:
         """Which layers have attention heads that can be told apart, of each."""

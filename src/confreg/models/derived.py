@@ -102,6 +102,8 @@ def derive(config: Any, text: Any, name: str, network: nn.Module) -> Architectur
     inside = [c for c in calls if c.path.startswith(last + ".")]
     down = _down_projection(network, inside, config, text, refuse)
     post = [c for c in inside if c.is_norm and _same(c.given, down.gave)]
+    up, gate, before = _inputs(inside, down)
+    inner = len(last) + 1
     centred, eps = measured(norm.module, text.hidden_size)
     return Architecture(
         config.model_type,
@@ -113,6 +115,9 @@ def derive(config: Any, text: Any, name: str, network: nn.Module) -> Architectur
         centred=centred,
         eps=eps,
         width=int(down.given.shape[-1]),
+        up=up[inner:],
+        gate=gate[inner:],
+        norm_before=before[inner:] or None,
         post_norm=post[0].path.removeprefix(last + ".") if post else None,
         scale=_scale(text),
         multiplier=float(getattr(text, "residual_multiplier", None) or 1),
@@ -214,6 +219,31 @@ def _down_projection(
     if list(holder.parameters(recurse=False)) or any(dim > 2 for dim in shapes):
         raise refuse(f"what holds {down.path} is no MLP")
     return down
+
+
+def _inputs(inside: list[Call], down: Call) -> tuple[str, str, str]:
+    """Paths of the matrices that make the neurons, and of the norm before them, "" where none is.
+
+    Which of two is the gate is told from its name; where it cannot be, none is known.
+    """
+    holder, width = down.path.rpartition(".")[0], down.given.shape[-1]
+    found = [
+        c
+        for c in inside
+        if c.is_projection and c is not down and c.path.rpartition(".")[0] == holder
+        and c.gave.shape[-1] in (width, 2 * width) and c.given.shape[-1] == down.gave.shape[-1]
+    ]  # fmt: skip
+    names = [c.path.rpartition(".")[2] for c in found]
+    gates = [c for c, name in zip(found, names) if name.startswith("gate") or name == "w1"]
+    if len(found) == 1:
+        up, gate = found[0].path, found[0].path if found[0].gave.shape[-1] > width else ""
+    elif len(found) == 2 and len(gates) == 1:
+        gate = gates[0].path
+        up = next(c.path for c in found if c is not gates[0])
+    else:
+        return "", "", ""
+    norms = [c.path for c in inside if c.is_norm and _same(c.gave, found[0].given)]
+    return up, gate, norms[-1] if norms else ""
 
 
 def _scale(text: Any) -> float:

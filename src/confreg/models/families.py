@@ -18,6 +18,9 @@ def _llama(model_type: str, title: str, **changes: Any) -> Architecture:
     row: dict[str, Any] = {
         "layers": "model.layers",
         "down_projection": "mlp.down_proj",
+        "up": "mlp.up_proj",
+        "gate": "mlp.gate_proj",
+        "norm_before": "post_attention_layernorm",
         "attention_out": "self_attn.o_proj",
         "final_norm": "model.norm",
         "centred": False,
@@ -30,6 +33,8 @@ def _gpt2(model_type: str, title: str, **changes: Any) -> Architecture:
     """Return a family that names its modules like GPT-2."""
     row: dict[str, Any] = {
         "layers": "transformer.h",
+        "up": "mlp.c_fc",
+        "norm_before": "ln_2",
         "attention_out": "attn.c_proj",
         "final_norm": "transformer.ln_f",
         "centred": True,
@@ -59,6 +64,23 @@ def _refuse_bloom(config: Any) -> str | None:
     return None
 
 
+def _before_falcon(config: Any) -> str:
+    if config.new_decoder_architecture and (config.num_ln_in_parallel_attn or 2) == 2:
+        return "ln_mlp"
+    return "input_layernorm" if config.parallel_attn else "post_attention_layernorm"
+
+
+def _before_stablelm(config: Any) -> str:
+    return "input_layernorm" if config.use_parallel_residual else "post_attention_layernorm"
+
+
+_FUSED: dict[str, Any] = {
+    "up": "mlp.gate_up_proj",
+    "gate": "mlp.gate_up_proj",
+    "also": ("fused gate and up",),
+}
+
+
 def _attention_layers(config: Any) -> list[bool]:
     """Which layers of a hybrid attend; the others mix tokens in other ways."""
     return [kind.endswith("attention") and kind[:6] != "linear" for kind in config.layer_types]
@@ -80,6 +102,7 @@ def _after_gemma4(config: Any) -> str:
 def _gemma4(model_type: str, title: str, **changes: Any) -> Architecture:
     """Return a family built like Gemma 4, whose layers scale their output."""
     row: dict[str, Any] = {
+        "norm_before": "pre_feedforward_layernorm",
         "post_norm": "post_feedforward_layernorm",
         "softcap": "final_logit_softcapping",
         "refuse": _refuse_gemma4,
@@ -120,6 +143,8 @@ _ROWS = (
         "GPT-NeoX, Pythia",
         layers="gpt_neox.layers",
         down_projection="mlp.dense_4h_to_h",
+        up="mlp.dense_h_to_4h",
+        norm_before="post_attention_layernorm",
         attention_out="attention.dense",
         final_norm="gpt_neox.final_layer_norm",
         centred=True,
@@ -134,6 +159,8 @@ _ROWS = (
         "gptj",
         "GPT-J",
         down_projection="mlp.fc_out",
+        up="mlp.fc_in",
+        norm_before="ln_1",
         attention_out="attn.out_proj",
         width=_inner,
         parallel=True,
@@ -144,6 +171,8 @@ _ROWS = (
         "OPT",
         layers="model.decoder.layers",
         down_projection="fc2",
+        up="fc1",
+        norm_before="final_layer_norm",
         attention_out="self_attn.out_proj",
         final_norm="model.decoder.final_layer_norm",
         centred=True,
@@ -155,6 +184,8 @@ _ROWS = (
         "falcon",
         "Falcon",
         down_projection="mlp.dense_4h_to_h",
+        up="mlp.dense_h_to_4h",
+        norm_before=_before_falcon,
         attention_out="self_attention.dense",
         width="ffn_hidden_size",
         parallel=True,
@@ -163,6 +194,8 @@ _ROWS = (
         "bloom",
         "BLOOM",
         down_projection="mlp.dense_4h_to_h",
+        up="mlp.dense_h_to_4h",
+        norm_before="post_attention_layernorm",
         attention_out="self_attention.dense",
         width=lambda config: 4 * config.hidden_size,
         refuse=_refuse_bloom,
@@ -171,6 +204,9 @@ _ROWS = (
         "phi",
         "Phi 1, Phi 2",
         down_projection="mlp.fc2",
+        up="mlp.fc1",
+        gate="",
+        norm_before="input_layernorm",
         attention_out="self_attn.dense",
         final_norm="model.final_layernorm",
         centred=True,
@@ -178,11 +214,12 @@ _ROWS = (
         parallel=True,
         also=("unembedding bias",),
     ),
-    _llama("phi3", "Phi 3, Phi 4", also=("fused gate and up",)),
+    _llama("phi3", "Phi 3, Phi 4", **_FUSED),
     _llama("gemma", "Gemma", also=("1 + γ",)),
     _llama(
         "gemma2",
         "Gemma 2",
+        norm_before="pre_feedforward_layernorm",
         post_norm="post_feedforward_layernorm",
         softcap="final_logit_softcapping",
         also=("1 + γ",),
@@ -190,18 +227,20 @@ _ROWS = (
     _llama(
         "gemma3_text",
         "Gemma 3 (text)",
+        norm_before="pre_feedforward_layernorm",
         post_norm="post_feedforward_layernorm",
         softcap="final_logit_softcapping",
         also=("1 + γ",),
     ),
     _gemma4("gemma4_text", "Gemma 4 (text)"),
-    _llama("olmo2", "OLMo 2", post_norm="post_feedforward_layernorm"),
+    _llama("olmo2", "OLMo 2", norm_before=None, post_norm="post_feedforward_layernorm"),
     _llama(
         "cohere",
         "Command R",
         centred=True,
         eps="layer_norm_eps",
         scale=lambda config: config.logit_scale,
+        norm_before="input_layernorm",
         parallel=True,
         also=("logit scale",),
     ),
@@ -212,19 +251,28 @@ _ROWS = (
         multiplier=lambda config: config.residual_multiplier,
         also=("logit scale", "residual multiplier"),
     ),
-    _llama("stablelm", "StableLM", centred=True, eps="layer_norm_eps"),
+    _llama(
+        "stablelm",
+        "StableLM",
+        norm_before=_before_stablelm,
+        centred=True,
+        eps="layer_norm_eps",
+    ),
     _llama(
         "starcoder2",
         "StarCoder 2",
         down_projection="mlp.c_proj",
+        up="mlp.c_fc",
+        gate="",
         centred=True,
         eps="norm_epsilon",
     ),
     _llama("olmo", "OLMo", centred=True, eps=1e-5, also=("norms without weights",)),
-    _llama("olmo3", "OLMo 3", post_norm="post_feedforward_layernorm"),
+    _llama("olmo3", "OLMo 3", norm_before=None, post_norm="post_feedforward_layernorm"),
     _llama(
         "olmo_hybrid",
         "OLMo Hybrid",
+        up="",  # layers of its two kinds normalise at different places
         post_norm="post_feedforward_layernorm",
         attends=_attention_layers,
         refuse=_refuse_olmo_hybrid,
@@ -235,24 +283,38 @@ _ROWS = (
     _llama("ministral3", "Ministral 3"),
     _llama("seed_oss", "Seed-OSS"),
     _llama("cwm", "Code World Model"),
-    _llama("arcee", "Arcee AFM", also=("no gate",)),
+    _llama("arcee", "Arcee AFM", gate="", also=("no gate",)),
     _llama("helium", "Helium"),
     _llama("ernie4_5", "ERNIE 4.5"),
-    _llama("apertus", "Apertus", also=("no gate",)),
-    _llama("glm", "GLM 4 (9B)", also=("fused gate and up",)),
-    _llama("glm4", "GLM 4 (0414)", post_norm="post_mlp_layernorm", also=("fused gate and up",)),
-    _llama("exaone4", "EXAONE 4", post_norm="post_feedforward_layernorm"),
+    _llama(
+        "apertus",
+        "Apertus",
+        gate="",
+        norm_before="feedforward_layernorm",
+        also=("no gate",),
+    ),
+    _llama("glm", "GLM 4 (9B)", **_FUSED),
+    _llama("glm4", "GLM 4 (0414)", post_norm="post_mlp_layernorm", **_FUSED),
+    _llama("exaone4", "EXAONE 4", norm_before=None, post_norm="post_feedforward_layernorm"),
     _llama(
         "cohere2",
         "Command R7B, Command A",
         centred=True,
         eps="layer_norm_eps",
         scale=lambda config: config.logit_scale,
+        norm_before="input_layernorm",
         parallel=True,
         also=("logit scale",),
     ),
     _llama("hunyuan_v1_dense", "Hunyuan"),
-    _llama("nemotron", "Nemotron, Minitron", centred=True, eps="norm_eps", also=("1 + γ",)),
+    _llama(
+        "nemotron",
+        "Nemotron, Minitron",
+        gate="",
+        centred=True,
+        eps="norm_eps",
+        also=("1 + γ",),
+    ),
     _llama(
         "qwen3_5_text",
         "Qwen 3.5 (text)",
@@ -272,6 +334,8 @@ _ROWS = (
         "codegen",
         "CodeGen",
         down_projection="mlp.fc_out",
+        up="mlp.fc_in",
+        norm_before="ln_1",
         attention_out="attn.out_proj",
         width=_inner,
         parallel=True,
@@ -295,12 +359,21 @@ _ROWS = (
         refuse=_refuse_hyperclovax,
         also=("logit scale", "residual multiplier"),
     ),
-    _llama("jais2", "Jais 2", centred=True, eps="layer_norm_eps", also=("no gate",)),
+    _llama(
+        "jais2",
+        "Jais 2",
+        gate="",
+        centred=True,
+        eps="layer_norm_eps",
+        also=("no gate",),
+    ),
     _gpt2(
         "mpt",
         "MPT",
         layers="transformer.blocks",
         down_projection="ffn.down_proj",
+        up="ffn.up_proj",
+        norm_before="norm_2",
         attention_out="attn.out_proj",
         final_norm="transformer.norm_f",
         width=lambda config: 4 * config.d_model,
@@ -309,18 +382,29 @@ _ROWS = (
         "persimmon",
         "Persimmon",
         down_projection="mlp.dense_4h_to_h",
+        up="mlp.dense_h_to_4h",
+        gate="",
         attention_out="self_attn.dense",
         final_norm="model.final_layernorm",
         centred=True,
         eps="layer_norm_eps",
     ),
-    _llama("vaultgemma", "VaultGemma", softcap="final_logit_softcapping", also=("1 + γ",)),
+    _llama(
+        "vaultgemma",
+        "VaultGemma",
+        norm_before="pre_feedforward_layernorm",
+        softcap="final_logit_softcapping",
+        also=("1 + γ",),
+    ),
     _llama("youtu", "Youtu-LLM"),
     _llama("diffllama", "DiffLlama", attention_out=None, no_heads=_MIXED),
     _llama(
         "lfm2",
         "LFM 2",
         down_projection="feed_forward.w2",
+        up="feed_forward.w3",
+        gate="feed_forward.w1",
+        norm_before="ffn_norm",
         attention_out="self_attn.out_proj",
         final_norm="model.embedding_norm",
         eps="norm_eps",
@@ -332,6 +416,10 @@ _ROWS = (
         "falcon_h1",
         "Falcon-H1",
         down_projection="feed_forward.down_proj",
+        up="feed_forward.up_proj",
+        gate="feed_forward.gate_proj",
+        gate_factor=lambda config: config.mlp_multipliers[0],
+        norm_before="pre_ff_layernorm",
         final_norm="model.final_layernorm",
         scale=lambda config: config.lm_head_multiplier,
         multiplier=lambda config: config.mlp_multipliers[1],

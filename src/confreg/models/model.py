@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nnsight import TransformersModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from confreg.effects import Site
+    from confreg.effects import Inputs, Site
 
 
 @dataclass(frozen=True)
@@ -296,6 +296,34 @@ class Model:
             begin=self._block(0),
             readout=self.readout,
             write=self.write_spec(layer),
+        )
+
+    def inputs(self, layer: int = -1) -> Inputs:
+        """How a layer's neurons read the residual stream.
+
+        Raises
+        ------
+        ConfregError
+            The model has no such layer, or its row does not say which matrices read.
+        """
+        from confreg.effects import Inputs
+
+        row, block = self.description.row, self._block(layer)
+        if not row.up:
+            raise ConfregError(
+                f"Which matrices give the neurons of {self.name} ({self.architecture}) their "
+                "inputs is not known."
+            )
+        before = row.before_mlp(self.description.config)
+        return Inputs(
+            up=resolve(block, row.up),
+            gate=resolve(block, row.gate) if row.gate not in ("", row.up) else None,
+            norm=None if before is None else resolve(block, before),
+            width=self.n_neurons,
+            fused=row.gate == row.up,
+            gate_factor=row.input_factor(self.description.config),
+            centred=row.centred,
+            eps=row.norm_eps(self.description.config),
         )
 
     def _layer_scale(self, layer: int) -> float:

@@ -36,6 +36,9 @@ class Row(BaseModel):
     like: str | None = None
     layers: str | None = None
     down_projection: str | None = None
+    up: str | None = None
+    gate: str | None = None
+    norm_before: str | None = None
     attention_out: str | None = None
     final_norm: str | None = None
     unembedding: str | None = None

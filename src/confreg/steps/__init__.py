@@ -6,8 +6,10 @@
 
 from confreg.steps.ablation import ablation
 from confreg.steps.activity import activation_statistics, activations
-from confreg.steps.census import null_space, vocabulary_statistics
+from confreg.steps.census import null_space, several_layers, vocabulary_statistics
 from confreg.steps.controls import control_norms
+from confreg.steps.directions import directions, of_directions
+from confreg.steps.inputs import input_weights
 from confreg.steps.matching import matches
 from confreg.steps.prefix import prefix_scores
 from confreg.steps.values import ablation_value
@@ -19,10 +21,14 @@ __all__ = [
     "activation_statistics",
     "activations",
     "control_norms",
+    "directions",
     "frequency_cosines",
+    "input_weights",
     "matches",
     "null_space",
+    "of_directions",
     "prefix_scores",
+    "several_layers",
     "vocabulary_statistics",
     "weight_statistics",
 ]

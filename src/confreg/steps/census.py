@@ -12,16 +12,37 @@ from confreg.steps.weights import (
     chance_of_null_fraction,
     component_axis,
     null_space_variables,
-    weights,
     weights_of_layers,
 )
 from confreg.sweep.step import Derivation, Item, Step
 
 if TYPE_CHECKING:
+    import torch
     import xarray as xr
 
     from confreg.study import Study
     from confreg.subjects.neurons import NeuronAxis
+
+
+def several_layers(neurons: NeuronAxis, width: int) -> NeuronAxis:
+    """The same neurons, such that units of work have those of several layers.
+
+    Each unit makes the unembedding's rows anew, which is as much work as ``width`` neurons are,
+    the model's d. So it has some eight times as many.
+    """
+    from dataclasses import replace
+
+    together = max(1, round(8 * width / max(neurons.width, 1)))
+    return replace(neurons, together=neurons.layer // together)
+
+
+def by_layer(neurons: NeuronAxis, start: int, stop: int) -> tuple[list[int], list[torch.Tensor]]:
+    """The layers of a span of neurons, and of each the indices of those in it."""
+    import torch
+
+    layer, index = neurons.layer[start:stop], neurons.neurons.index[start:stop]
+    layers = np.unique(layer).tolist()
+    return layers, [torch.from_numpy(index[layer == one].copy()) for one in layers]
 
 
 def null_space(
@@ -41,13 +62,10 @@ def null_space(
     model, memory = study.model.about, study.budget.memory
 
     def unit(spans: Spans, stored: Mapping[str, np.ndarray]) -> NullSpace:
-        chosen = [
-            torch.from_numpy(neurons.neurons.index[neurons.layer == layer].copy())
-            for layer in neurons.layers
-        ]
+        layers, chosen = by_layer(neurons, 0, len(neurons))
         return NullSpace(
-            study.two_tokens, neurons.layers, chosen, torch.from_numpy(model.owned), null_dims,
-            memory, centre_vocabulary,
+            study.two_tokens, layers, chosen, torch.from_numpy(model.owned), null_dims, memory,
+            centre_vocabulary,
         )  # fmt: skip
 
     step = Step(
@@ -86,62 +104,79 @@ def vocabulary_statistics(
     from confreg.effects import Vocabulary
 
     model, memory = study.model.about, study.budget.memory
-    owned = model.owned
-    top = min(top, int(owned.sum()))
-    place = Axis(
-        "place",
-        {"place": Label(np.arange(top, dtype=np.int32), "place, the most extreme first",
-                        kind="other")},
-    )  # fmt: skip
+    place = place_axis(study, top)
 
     def unit(spans: Spans, stored: Mapping[str, np.ndarray]) -> Vocabulary:
-        start, stop = spans.bounds[neurons.name]
-        index = torch.from_numpy(neurons.neurons.index[start:stop].copy())
+        layers, chosen = by_layer(neurons, *spans.bounds[neurons.name])
         return Vocabulary(
-            study.two_tokens, int(neurons.layer[start]), index, torch.from_numpy(owned), memory,
-            centre_vocabulary, top,
+            study.two_tokens, layers, chosen, torch.from_numpy(model.owned), memory,
+            centre_vocabulary, len(place),
         )  # fmt: skip
 
-    n = (neurons.name,)
     step = Step(
-        weights,
+        weights_of_layers,
         over=(neurons,),
         along=(place,),
         unit=unit,
         cost=lambda spans: 0,
         name="moments over the vocabulary",
-        gives=(
-            Variable("vocab_mean", n, "mean over the vocabulary of cos(w_out, unembedding)"),
-            Variable("logit_var", n, "variance over the vocabulary of cos(w_out, unembedding)"),
-            Variable("vocab_skew", n, "skew over the vocabulary of cos(w_out, unembedding)"),
-            Variable(
-                "vocab_kurtosis", n, "kurtosis over the vocabulary of cos(w_out, unembedding)"
-            ),
-            Variable("raised", (*n, "place"), "id of a token raised most", "", "int64"),
-            Variable("lowered", (*n, "place"), "id of a token lowered most", "", "int64"),
-        ),
+        effort=vocabulary_effort(study, len(neurons)),
+        gives=vocabulary_variables(neurons),
+    )
+    return [step, token_texts(study, neurons)]
+
+
+def place_axis(study: Study, top: int) -> Axis:
+    """Places of the tokens that are named, as the axis ``place``: no more than there are."""
+    places = np.arange(min(top, int(study.model.about.owned.sum())), dtype=np.int32)
+    label = Label(places, "place, the most extreme first", kind="other")
+    return Axis("place", {"place": label})
+
+
+def vocabulary_effort(study: Study, count: int) -> str:
+    """What the cosines of so many directions with every token take, in words."""
+    about = study.model.about
+    work = 2 * about.d_model * int(about.owned.sum()) * count / 1e12
+    said = f"{work:,.0f}" if work >= 10 else f"{work:.1g}" if work < 0.1 else f"{work:.1f}"
+    return f"{said} TFLOP in products with the vocabulary"
+
+
+def vocabulary_variables(subjects: Axis) -> tuple[Variable, ...]:
+    """What `vocabulary_statistics` gives but for the tokens' texts."""
+    n = (subjects.name,)
+    return (
+        Variable("vocab_mean", n, "mean over the vocabulary of cos(w_out, unembedding)"),
+        Variable("logit_var", n, "variance over the vocabulary of cos(w_out, unembedding)"),
+        Variable("vocab_skew", n, "skew over the vocabulary of cos(w_out, unembedding)"),
+        Variable("vocab_kurtosis", n, "kurtosis over the vocabulary of cos(w_out, unembedding)"),
+        Variable("raised", (*n, "place"), "id of a token raised most", "", "int64"),
+        Variable("lowered", (*n, "place"), "id of a token lowered most", "", "int64"),
     )
 
-    def token_texts(ds: xr.Dataset) -> dict[str, np.ndarray]:
+
+def token_texts(study: Study, subjects: Axis) -> Derivation:
+    """``raised_text`` and ``lowered_text``, along the subjects: the tokens as text."""
+    n, tokenizer = (subjects.name,), study.model.about.tokenizer
+
+    def texts(ds: xr.Dataset) -> dict[str, np.ndarray]:
         from confreg.tokens.pieces import piece_texts
 
         found = {}
         for name in ("raised", "lowered"):
             ids = ds[name].values
             known, where = np.unique(ids, return_inverse=True)
-            texts = [repr(text) for text in piece_texts(model.tokenizer, known.tolist())]
+            quoted = [repr(text) for text in piece_texts(tokenizer, known.tolist())]
             where = where.reshape(ids.shape)
             found[f"{name}_text"] = np.array(
-                [" ".join(texts[i] for i in row) for row in where], dtype=object
+                [" ".join(quoted[i] for i in row) for row in where], dtype=object
             )
         return found
 
-    named = Derivation(
-        token_texts,
+    return Derivation(
+        texts,
         reads=("raised", "lowered"),
         gives=(
             Variable("raised_text", n, "tokens raised most", "", "str"),
             Variable("lowered_text", n, "tokens lowered most", "", "str"),
         ),
     )
-    return [step, named]

@@ -89,7 +89,7 @@ def component_axis(width: int) -> Axis:
     return Axis("component", {"component": vectors})
 
 
-def null_space_variables(neurons: NeuronAxis) -> tuple[Variable, ...]:
+def null_space_variables(neurons: Axis) -> tuple[Variable, ...]:
     """``w_out_norm``, ``null_fraction (neuron)``, ``singular_value (component)``, ``null_dims``."""
     return (
         Variable("w_out_norm", (neurons.name,), "norm of the output weight"),

@@ -103,7 +103,11 @@ class Plan:
     def rows(self) -> list[tuple[str, str]]:
         """The plan in words, row by row."""
         steps = [
-            (layout.step.title, f"{_units(layout)}; {_passes(layout)}") for layout in self.layouts
+            (
+                layout.step.title,
+                "; ".join(filter(None, (_units(layout), _passes(layout), layout.step.effort))),
+            )
+            for layout in self.layouts
         ]
         axes = [(axis.name, axis.describe()) for axis in self._worked_along()]
         budget = self.place.budget

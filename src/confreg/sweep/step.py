@@ -53,6 +53,8 @@ class Step:
         What progress says; by default the trace's name.
     check : callable, optional
         ``check(block, spans)`` raises ConfregError where a unit's block of arrays cannot be right.
+    effort : str
+        What a plan says of its cost beside how often text goes through the model, in words.
     here_only : str
         A sentence that says why a server cannot run it; empty where one can.
     attributes : mapping
@@ -71,6 +73,7 @@ class Step:
     uncut: tuple[str, ...] = ()
     name: str = ""
     check: Callable[[Mapping[str, np.ndarray], Spans], None] | None = None
+    effort: str = ""
     here_only: str = ""
     attributes: Mapping[str, str | int | float] = field(default_factory=dict)
 
