@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from confreg.subjects.heads import HeadAxis
     from confreg.subjects.neurons import NeuronAxis
     from confreg.subjects.sets import LaterSets, SetAxis, Sets
+    from confreg.subjects.ways import Way
     from confreg.tokens import Corpus, TokenTable
     from confreg.tokens.axis import Text
     from confreg.tokens.counts import Counts
@@ -337,6 +338,40 @@ class Study:
 
         def draw(norms: np.ndarray | None) -> Sets:
             return against_controls(named, layer, about, seed, random, deviations, norms)
+
+        return self._sets(draw, controls)
+
+    def fixed_sets(
+        self,
+        layer: int = -1,
+        *,
+        ways: Sequence[Way],
+        random: int = 100,
+        controls: str = "random",
+    ) -> SetAxis | LaterSets:
+        """Sets of neurons as the axis ``set``, each fixed in several ways, and random ones.
+
+        Parameters
+        ----------
+        layer, controls
+            As of `sets`.
+        ways : sequence of Way
+            See `confreg.subjects.ways`; what they are of is found by `steps.typical_values`.
+        random : int
+            How many random sets a chosen one has as controls. None holds a neuron of any chosen
+            set.
+
+        Raises
+        ------
+        ConfregError
+            As `sets`.
+        """
+        from confreg.subjects.sets import fixed
+
+        about, named, seed = self.model.about, self.named, self.seed
+
+        def draw(norms: np.ndarray | None) -> Sets:
+            return fixed(named, layer, about, seed, random, ways, norms)
 
         return self._sets(draw, controls)
 

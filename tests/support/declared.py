@@ -9,7 +9,7 @@ import xarray as xr
 VARIABLES = {
     ("neuron", "str"): "neuron",
     ("neuron", "int32"): "layer index",
-    ("set", "str"): "set set_kind set_heads",
+    ("set", "str"): "set set_kind set_heads set_way",
     ("set", "int32"): "set_control set_size",
     ("set", "float32"): "set_deviation set_norm set_norm_gap",
     ("set", "bool"): "set_clipped",
@@ -48,7 +48,8 @@ VARIABLES = {
 }
 TABLE = {name: key for key, names in VARIABLES.items() for name in names.split()}
 SUBJECTS = ("neuron", "set")
-LABELS = ("top1",)  # a token's index is no quantity
+LABELS = ("top1", "predicted", "answer_before", "answer_after")
+"""Numbers of tokens and of classes are no quantities."""
 
 
 def validate(ds: xr.Dataset) -> None:

@@ -5,19 +5,21 @@ Each function returns a `Derivation`, or None where its effects were not measure
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from confreg.axes import Axis, Later, Variable
 from confreg.derive import repeats
+from confreg.derive.conflicts import conflict as conflict
 from confreg.derive.discovery import q_values, q_variable
 from confreg.derive.gates import input_output as input_output
 from confreg.derive.reliability import calibration as calibration
 from confreg.derive.roles import roles as roles
 from confreg.derive.roles import within_layer as within_layer
 from confreg.derive.traits import traits as traits
+from confreg.subjects.sets import ALIKE
 from confreg.sweep.step import Derivation
 
 if TYPE_CHECKING:
@@ -131,20 +133,22 @@ def p_values(ds: xr.Dataset, magnitude: np.ndarray) -> np.ndarray:
         With the labels of `against_controls`.
     magnitude : ndarray (n, E)
     """
-    kind = ds["set_kind"].values
-    ways = [
-        ds[name].values
-        for name in ("set_control", "set_deviation", "set_clipped")
-        if name in ds.coords
-    ]
     found = np.full(magnitude.shape, np.nan, dtype=np.float32)
+    for i, same in controls_of(ds):
+        controls = magnitude[same]
+        found[i] = (1 + (controls >= magnitude[i]).sum(axis=0)) / (1 + len(controls))
+    return found
+
+
+def controls_of(ds: xr.Dataset) -> Iterator[tuple[int, np.ndarray]]:
+    """Every chosen entry, by number, and which entries are its controls, (n,) bool."""
+    kind = ds["set_kind"].values
+    ways = [ds[name].values for name in ALIKE if name in ds.coords]
     for i in np.flatnonzero(kind == "chosen"):
         same = kind == "random"
         for way in ways:
             same = same & (way == way[i])
-        controls = magnitude[same]
-        found[i] = (1 + (controls >= magnitude[i]).sum(axis=0)) / (1 + len(controls))
-    return found
+        yield int(i), same
 
 
 def above_mean(neurons: NeuronAxis, tokens: Text, over: str) -> Derivation:

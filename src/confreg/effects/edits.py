@@ -24,6 +24,9 @@ and, where they differ from these, the attributes
 ``into = "residual"``
     Where w goes: to the residual stream as it is, or (``"mlp"``) by way of the MLP's output, which
     some models normalise before they add it.
+``alike(one, other)``
+    Of edits that write into several directions: whether two of them, by number, write into the same
+    ones, which are then found once.
 ``rank = 1``
     How many directions an edit writes into (k), or None where that differs from edit to edit.
 ``settled(seen)``
@@ -152,15 +155,19 @@ class Together:
     sides : list of Tensor (k,) int8, optional
         Where it does: 0 everywhere, 1 only where the activation is above the value, -1 only where
         it is below. By default everywhere.
+    slopes : list of float, optional
+        How much of the activation is kept beside the value, a number a set: value + slope · a. By
+        default none.
     """
 
     into = "mlp"
     rank = None
 
-    def __init__(self, members, values, sides=None):
+    def __init__(self, members, values, sides=None, slopes=None):
         self.members = members
         self.values = values
         self.sides = sides
+        self.slopes = slopes
 
     def __len__(self):
         return len(self.members)
@@ -168,10 +175,18 @@ class Together:
     def cut(self, start, stop):
         """Some of the edits."""
         sides = None if self.sides is None else self.sides[start:stop]
-        return Together(self.members[start:stop], self.values[start:stop], sides)
+        slopes = None if self.slopes is None else self.slopes[start:stop]
+        return Together(self.members[start:stop], self.values[start:stop], sides, slopes)
+
+    def alike(self, one, other):
+        """Whether two of the edits write into the same directions."""
+        return torch.equal(self.members[one], self.members[other])
 
     def replacement(self, number, activation):
         """What stands in the place of one set's activations (..., k)."""
+        if self.slopes is not None:
+            values = self.values[number].to(activation)
+            return (values + self.slopes[number] * activation).expand_as(activation)
         sides = torch.tensor(0) if self.sides is None else self.sides[number]
         return replaced(activation, self.values[number], sides)
 

@@ -45,10 +45,10 @@ class Measure:
         the engine ``Series``, see docs/effects.md.
     given : tuple of str
         Further arguments of ``of``: ``"log_frequency"`` (V,), log p_freq with -inf at rows of the
-        unembedding that no token owns; ``"norm_scale"`` (m,), the final norm's scale, which only
-        the engine ``Forward`` knows where there is an edit. A measure that is ``shared`` finds in
-        its prediction's ``given`` also ``"accepted"`` (m, A), where more than the next token is a
-        right prediction.
+        unembedding that no token owns; ``"norm_scale"`` (m,), the final norm's scale, which of
+        edits into one direction only the engine ``Forward`` knows. A measure that is ``shared``
+        finds in its prediction's ``given`` also ``"accepted"`` (m, A), where more than the next
+        token is a right prediction.
     dtype : str
         Of the measure where nothing is edited.
     effect : str, optional

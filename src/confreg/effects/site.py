@@ -170,7 +170,8 @@ def check(effect, unit):
     measure = effect.measure
     if effect.pathway not in measure.pathways:
         raise ValueError(f"{effect.quantity} has no {effect.pathway} effect")
-    if "norm_scale" in measure.given and not unit.copies:
+    single = getattr(unit.edits, "rank", 1) == 1
+    if "norm_scale" in measure.given and single and not unit.copies:
         raise ValueError(f"{effect.name} is measured by the engine Forward only")
     if measure.along and measure.along not in unit.tokens.along:
         raise ValueError(f"{effect.name} runs along {measure.along!r}, which the tokens lack")

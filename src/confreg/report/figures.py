@@ -201,6 +201,10 @@ def _steps(ds: xr.Dataset) -> tuple[np.ndarray, list[str]]:
     ):
         if all(has(ds, name, ("set",)) for name in needs):
             return steps(ds)
+    if has(ds, "set_way", ("set",)):
+        ways = [str(way) for way in ds["set_way"].values]
+        names = list(dict.fromkeys(ways))
+        return np.array([names.index(way) for way in ways]), names
     values, at = np.unique(ds["set_deviation"].values, return_inverse=True)
     return at, ["mean" if value == 0 else f"mean {value:+g}σ" for value in values]
 

@@ -9,6 +9,7 @@ import numpy as np
 from confreg.report import contexts, figures
 from confreg.report.sections import Cell, Column, Figure, Options, Section, Table, has, section
 from confreg.report.wording import number, sentence
+from confreg.subjects.sets import ALIKE
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 def sets(ds: xr.Dataset, options: Options) -> Section:
     """Show chosen sets against random sets of the same size."""
     chosen = np.flatnonzero(ds["set_kind"].values == "chosen")
-    names = [str(name) for name in ds["effect"].values]
+    # What has no mean, such as the number of a token, is no size that sets could be compared by.
+    known = np.isfinite(ds["effect_mean"].transpose("set", "effect").values).any(axis=0)
+    names = [str(name) for name in ds["effect"].values[known]]
     words = {name: figures.effect_words(ds, name)[0] for name in names}
     shown = []
     for name in names:
@@ -84,7 +87,7 @@ def _heads(ds: xr.Dataset) -> str:
 def _controls(ds: xr.Dataset) -> int:
     """Return how many random sets a chosen set has."""
     same = np.ones(ds.sizes["set"], dtype=bool)
-    for name in ("set_control", "set_deviation", "set_clipped"):
+    for name in ALIKE:
         if has(ds, name, ("set",)):
             same &= ds[name].values == ds[name].values[0]
     return int((same & (ds["set_kind"].values == "random")).sum())
@@ -100,6 +103,8 @@ def _likeness(ds: xr.Dataset) -> str:
 
 
 def _values(ds: xr.Dataset) -> str:
+    if has(ds, "set_way", ("set",)):
+        return "the value that the set's name says"
     if not has(ds, "set_clipped", ("set",)):
         return "their mean plus k standard deviations"
     return (

@@ -298,6 +298,10 @@ def _baseline(ds: xr.Dataset) -> str:
 
 def _ablation(ds: xr.Dataset) -> str:
     over = str(ds.attrs.get("mean_over", "")) or "all"
+    if "set_way" in ds.coords:
+        where = f" of {ds.attrs['mean_from']}" if ds.attrs.get("mean_from") else ""
+        said = f", over {over} tokens{where}" if "mean_over" in ds.attrs else ""
+        return f"activation replaced by what the set's name says{said}"
     kind = str(ds.attrs.get("ablation", "")) or ("mean" if "set" in ds.dims else "")
     if kind == "bos":
         return f"attention heads ({ds.attrs.get('heads', 'chosen')}) attend to the first token only"

@@ -12,8 +12,10 @@ from confreg.steps.directions import directions, of_directions
 from confreg.steps.inputs import input_weights
 from confreg.steps.matching import matches
 from confreg.steps.prefix import prefix_scores
+from confreg.steps.typical import typical_values
 from confreg.steps.values import ablation_value
 from confreg.steps.weights import frequency_cosines, weight_statistics
+from confreg.subjects.ways import read as read_ways
 
 __all__ = [
     "ablation",
@@ -28,7 +30,9 @@ __all__ = [
     "null_space",
     "of_directions",
     "prefix_scores",
+    "read_ways",
     "several_layers",
+    "typical_values",
     "vocabulary_statistics",
     "weight_statistics",
 ]

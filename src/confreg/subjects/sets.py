@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,10 +15,16 @@ from confreg.errors import ConfregError
 from confreg.subjects import matched
 from confreg.subjects.matched import Drawn
 from confreg.subjects.neurons import NeuronAxis, Neurons, choose, neuron_axis
+from confreg.subjects.ways import Way
 
 if TYPE_CHECKING:
     from confreg.effects import Together
     from confreg.models import Description
+
+
+ALIKE = ("set_control", "set_deviation", "set_clipped", "set_way")
+"""Labels of the axis ``set`` that a chosen set shares with the controls it is held against, as far
+as they are there."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class Sets:
         `Drawn`; 0 of chosen sets, NaN where norms play no part.
     each : int
         Neurons of one expert, as of `Neurons`.
+    ways : tuple of Way
+        What each is fixed to, where that is not mean + k·σ.
     """
 
     members: list[np.ndarray]
@@ -55,6 +63,7 @@ class Sets:
     clipped: np.ndarray
     gap: np.ndarray
     each: int = 0
+    ways: tuple[Way, ...] = ()
 
     def __len__(self) -> int:
         return len(self.members)
@@ -73,6 +82,10 @@ class Sets:
     def describe(self) -> str:
         """How many, in words."""
         chosen = int((self.kind == "chosen").sum())
+        if self.ways:
+            named = list(dict.fromkeys(way.label for way in self.ways))
+            some, others = (n // len(named) for n in (chosen, len(self) - chosen))
+            return f"{some:,} chosen and {others:,} random, each at {', '.join(named)}"
         values = ", ".join(f"{k:+g}" for k in sorted(set(self.deviation.tolist())))
         way = f"at mean + k·σ for k = {values}"
         if self.clipped.any():
@@ -108,6 +121,8 @@ class SetAxis(Axis):
         sets, index = self.sets, self.neurons.neurons.index
         chosen = sets.members[start:stop]
         where = [np.searchsorted(index, members) for members in chosen]
+        if sets.ways:
+            return self._fixed(chosen, where, sets.ways[start:stop], stored)
         mean = stored["ablation_value"]
         values = [mean[at] for at in where]
         if "activation_deviation" in stored:
@@ -122,6 +137,24 @@ class SetAxis(Axis):
             [torch.from_numpy(members) for members in chosen],
             [torch.from_numpy(each) for each in values],
             sides,
+        )
+
+    def _fixed(
+        self,
+        chosen: list[np.ndarray],
+        where: list[np.ndarray],
+        ways: tuple[Way, ...],
+        stored: Mapping[str, np.ndarray],
+    ) -> Together:
+        """Sets fixed to the values of their ways."""
+        import torch
+
+        from confreg.effects import Together
+
+        return Together(
+            [torch.from_numpy(members) for members in chosen],
+            [torch.from_numpy(way.value(stored, at)) for way, at in zip(ways, where)],
+            slopes=[way.slope for way in ways],
         )
 
 
@@ -198,6 +231,10 @@ def set_axis(
         labels["set_clipped"] = Label(
             sets.clipped, "whether replaced only on the side that the repeat moves it to"
         )
+    if sets.ways:
+        del labels["set_deviation"]
+        names = np.array([way.label for way in sets.ways], dtype=object)
+        labels["set_way"] = Label(names, "what its neurons are fixed to")
     if norms is not None:
         mean = np.array([norms[m].mean() for m in sets.members], dtype=np.float32)
         text = "mean |log norm ratio| between its neurons and the chosen ones that they stand for"
@@ -315,6 +352,48 @@ def alone_and_joint(
                 for i, one in enumerate(drawn)
             ]
     return _sets(rows, layer, chosen[0].each)
+
+
+def fixed(
+    spec: str,
+    layer: int,
+    model: Description,
+    seed: int,
+    random_sets: int,
+    ways: Sequence[Way],
+    norms: np.ndarray | None = None,
+) -> Sets:
+    """Chosen sets and their random controls, each fixed in every way.
+
+    Parameters
+    ----------
+    spec, layer, model, seed, norms
+        As of `against_controls`.
+    random_sets : int
+        How many controls a chosen set has. None holds a neuron of any chosen set.
+    ways : sequence of Way
+
+    Raises
+    ------
+    ConfregError
+        As `against_controls`.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = _chosen(spec, layer, model, seed)
+    every = np.unique(np.concatenate([part.index for part in chosen]))
+    rows: list[_Row] = []
+    # The ways of a set stand side by side: what it writes is found once for all of them.
+    for number, part in enumerate(chosen):
+        drawn = _draw(rng, model, every, part.index, len(part), random_sets, norms)
+        found = [(part.index, f"chosen-{number}", "chosen", 0.0)]
+        found += [(m, f"random-{number}.{i}", "random", gap) for i, (m, gap) in enumerate(drawn)]
+        rows += [
+            _Row(members, f"{label}:{way.label}", kind, number, math.nan, gap=gap)
+            for members, label, kind, gap in found
+            for way in ways
+        ]
+    sets = _sets(rows, int(chosen[0].layer[0]), chosen[0].each)
+    return replace(sets, ways=tuple(ways) * (len(rows) // len(ways)))
 
 
 class _Row(NamedTuple):

@@ -26,8 +26,10 @@ def fitting(edits, effects, last_layer, tolerance=1e-5):
     """
     measures = [effect.measure for effect in effects]
     closed = last_layer and getattr(edits, "writes", None) is not None
-    if not closed or any("norm_scale" in one.given for one in measures):
+    single = getattr(edits, "rank", 1) == 1
+    # Pair by pair edits into one direction are summed without the norm's scale at hand.
+    if not closed or (single and any("norm_scale" in one.given for one in measures)):
         return Forward()
-    if getattr(edits, "rank", 1) == 1 and any(one.tilted for one in measures):
+    if single and any(one.tilted for one in measures):
         return Series(tolerance)
     return Exact()

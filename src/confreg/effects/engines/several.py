@@ -19,7 +19,7 @@ from .tuning import CACHED
 
 
 class Written:
-    """What one edit writes.
+    """What one edit writes; ``before`` is an edit that writes into the same directions.
 
     Attributes
     ----------
@@ -29,10 +29,13 @@ class Written:
     u : Tensor (k, V)
     """
 
-    def __init__(self, observed, edit, seen):
+    def __init__(self, observed, edit, seen, before=None):
         self.delta, self.weights = (x[0] for x in observed.written(edit, seen))
-        self.directions = observed.route.directions(self.weights)
-        self.u = observed.readout.directions(self.directions)
+        if before is None:
+            self.directions = observed.route.directions(self.weights)
+            self.u = observed.readout.directions(self.directions)
+        else:
+            self.directions, self.u = before.directions, before.u
 
 
 class Moved:
@@ -88,10 +91,13 @@ def several(tally, observed, clean):
     """
     size = max(1, CACHED // observed.raw.shape[-1])
     chosen = observed.unit.tokens.chosen().to(observed.raw.device)
-    sampled, seen = draw(observed), observed.rows()
+    sampled, seen, written = draw(observed), observed.rows(), None
+    alike = getattr(observed.edits, "alike", None)
     for number in range(len(observed.edits)):
         row = slice(number, number + 1)
-        written = Written(observed, observed.edits.cut(number, number + 1), seen)
+        same = number > 0 and alike is not None and alike(number - 1, number)
+        edit = observed.edits.cut(number, number + 1)
+        written = Written(observed, edit, seen, written if same else None)
         for tokens in chosen.split(size):
             if not len(tokens):
                 continue
@@ -123,8 +129,10 @@ def effects_at(observed, written, tokens, clean=None, dtype=torch.float32):
     work = torch.float64 if any(one.comparing for one in measures) else dtype
     moved = Moved(observed, written, tokens, work)
     raw = take(observed.raw, observed.positions[tokens]).to(work)
-    targets, given = observed.targets[tokens], observed.given(tokens)
-    before = Prediction(readout.finish(raw), targets, given)
+    targets = observed.targets[tokens]
+    clean_given = observed.given(tokens, moved.before[:, 0])
+    before = Prediction(readout.finish(raw), targets, clean_given)
+    given = observed.given(tokens, moved.after[:, 0])
     if clean is None:
         known = measured(before, measures)
     else:
