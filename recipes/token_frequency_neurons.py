@@ -54,9 +54,9 @@ def token_frequency_neurons(
     by default the whole text of the run is counted. ``all_layers`` adds the cosine of every
     neuron of the model. ``mean_from``: other text, or a finished store, that means are taken from.
     """
-    tokens = study.tokens()
-    neurons = study.neurons(layer)
     frequencies = study.counts(counts)
+    tokens = study.tokens(frequencies)
+    neurons = study.neurons(layer)
     value = steps.ablation_value(
         study, neurons, tokens, ablation, over=mean_over, mean_from=mean_from
     )

@@ -100,6 +100,13 @@ class Options:
         metavar="K",
         shared=True,
     )
+    by: str | None = _option(
+        None,
+        "label of the tokens, such as a column, for whose values means are found also; frequency: "
+        "powers of ten of the next token's frequency, where tokens are counted",
+        metavar="LABEL",
+        shared=True,
+    )
     chat_template_kwargs: dict[str, Any] | None = _option(
         None, "of the tokenizer's chat template, as JSON", metavar="JSON", shared=True
     )

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from confreg import beside, reads
+from confreg.axes import Axis
 from confreg.errors import ConfregError
 from confreg.options import names as option_names
 
@@ -172,6 +173,7 @@ class Recipe:
             if said is None:
                 raise
             raise said from error
+        _check_labels(items, study)
         check(items)
         return items
 
@@ -404,3 +406,23 @@ def _only_recipe(module: ModuleType, where: str) -> Recipe:
             "with @confreg.recipe(...)."
         )
     return found[0]
+
+
+def _check_labels(items: Sequence[Item], study: Study) -> None:
+    """Refuse columns whose names the dataset has already, and groups that nothing makes."""
+    gives = {variable.name for item in items for variable in item.gives}
+    axes = [axis for item in items for axis in (*getattr(item, "over", ()), *item.along)]
+    taken = gives | {axis.name for axis in axes}
+    for axis in axes:
+        if isinstance(axis, Axis) and axis.name != "token":
+            taken |= set(axis.labels)
+    for name in study.options.columns or ():
+        if name in taken:
+            raise ConfregError(
+                f"--columns {name}: the dataset has something of that name already; give the field "
+                "of the documents another."
+            )
+    if study.options.by is not None and "effect_mean_by" not in gives:
+        raise ConfregError(
+            "--by is for recipes that find effects of edits at tokens; this one finds none."
+        )

@@ -117,18 +117,24 @@ class Study:
 
         return tokens.read(self.options.text)
 
-    def tokens(self) -> Text:
+    def tokens(self, counts: Counts | None = None) -> Text:
         """The text as an axis, ``token``: cut into sequences of ``--sequence-length``.
 
         Prompts and chats are a sequence each, see `confreg.tokens.documents`; what answers them is
         ``tokens().table.answers``.
 
+        Parameters
+        ----------
+        counts : Counts, optional
+            Of tokens, where the recipe has them: for ``--by frequency``.
+
         Raises
         ------
         ConfregError
-            No token is kept, or sequences are longer than the model has positions for.
+            No token is kept, sequences are longer than the model has positions for, or tokens have
+            no such label as ``--by`` asks for.
         """
-        return self._text(self._table())
+        return self._text(self._table(), counts)
 
     def _table(self, keep: bool = True, corpus: Corpus | None = None) -> TokenTable:
         from confreg import tokens
@@ -207,7 +213,9 @@ class Study:
             )  # fmt: skip
         return self._text(table)
 
-    def _text(self, table: TokenTable) -> Text:
+    def _text(self, table: TokenTable, counts: Counts | None = None) -> Text:
+        from confreg.tokens.groups import grouped
+
         axis = self._fed(table)
         self._read = table
         if not table.keep.any():
@@ -222,7 +230,8 @@ class Study:
             "sequence_length": table.sequence_length,
             **({"text_warning": table.warning} if table.warning else {}),
         }
-        return axis
+        by = self.options.by
+        return axis if by is None else grouped(axis, by, counts)
 
     def _fed(self, table: TokenTable, name: str = "token") -> Text:
         """Text as an axis, if the model takes it: of its own tokens, and no longer than may be."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from confreg.axes import Axis, Later, Variable
-from confreg.derive import repeats
+from confreg.derive import grouped, repeats
 from confreg.derive.conflicts import conflict as conflict
 from confreg.derive.discovery import q_values, q_variable
 from confreg.derive.gates import input_output as input_output
@@ -33,16 +33,17 @@ if TYPE_CHECKING:
 
 def mediation(
     subjects: Axis | Later, tokens: Text, effects: Sequence[Effect], total: Effect, direct: Effect
-) -> Derivation | None:
+) -> list[Derivation]:
     """How much of an effect goes through what the direct pathway freezes.
 
     Gives ``te`` and ``de``, the means over kept tokens of the absolute effects, ``te_mediated``,
-    TE − DE, and ``mediated``, 1 − DE/TE: a ratio of means, never a mean of ratios.
+    TE − DE, and ``mediated``, 1 − DE/TE: a ratio of means, never a mean of ratios. Where tokens are
+    in groups, also ``te_by`` and so on, of each. Nothing where the effects were not measured.
 
     Stolfo et al. 2024 (arXiv 2406.16254), section 3.
     """
     if not _has(effects, total, direct):
-        return None
+        return []
     kept, subject = int(tokens.keep.sum()), subjects.name
 
     def mediation(ds: xr.Dataset) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def mediation(
             share = 1 - de / te
         return {"te": te, "de": de, "te_mediated": te - de, "mediated": share}
 
-    return Derivation(
+    found = Derivation(
         mediation,
         reads=("effect_abs_sum", "effect_undefined"),
         attributes={"mediated_total": total.name, "mediated_direct": direct.name},
@@ -64,6 +65,9 @@ def mediation(
             ),
         ),
     )
+    if tokens.groups is None:
+        return [found]
+    return [found, grouped.mediation(subject, effects, total, direct, tokens.groups)]
 
 
 def temperature_share(

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from confreg.effects import Effect
     from confreg.tokens.axis import Text
+    from confreg.tokens.groups import Groups
 
 BINS = 15
 NUMBERS = {
@@ -167,7 +168,46 @@ def calibration(
     ]  # fmt: skip
     if "set_kind" in resolve(subjects, None).labels:
         given.append(_against_controls(subject))
+    if tokens.groups is not None:
+        given.append(_by_group(subject, tokens.groups, kept, (sure, right)))
     return given
+
+
+def _by_group(
+    subject: str, groups: Groups, kept: np.ndarray, columns: tuple[int, int]
+) -> Derivation:
+    """The numbers of each group of kept tokens: ``ece_by (subject, group)``,
+    ``unablated_ece_by (group)`` and so on."""
+    codes, count = groups.codes[kept], len(groups.axis)
+
+    def each(confidence: np.ndarray, correct: np.ndarray) -> list[list[float]]:
+        found = [scores(confidence[codes == g], correct[codes == g]) for g in range(count)]
+        return [[getattr(one, name) for one in found] for name in NUMBERS]
+
+    def calibration_by_group(ds: xr.Dataset) -> dict[str, Any]:
+        before = [ds[name].values[kept].astype(np.float64) for name in ("confidence", "correct")]
+        change = ds["effects"].transpose(subject, "token", "effect").values[:, kept]
+        after = np.array(
+            [each(*(b + one[:, at] for b, at in zip(before, columns))) for one in change]
+        )
+        return {f"unablated_{name}_by": v for name, v in zip(NUMBERS, each(*before))} | {
+            f"{name}_by": after[:, at] for at, name in enumerate(NUMBERS)
+        }
+
+    ways = (((subject,), "", ", ablated"), ((), "unablated_", ", unablated"))
+    return Derivation(
+        calibration_by_group,
+        gives=tuple(
+            Variable(
+                f"{before}{name}_by", (*dims, "group"), f"{text}{after}, of one {groups.by}",
+                dtype=_dtype(name),
+            )
+            for dims, before, after in ways
+            for name, text in NUMBERS.items()
+        ),
+        along=(groups.axis,),
+        reads=("confidence", "correct", "effects"),
+    )  # fmt: skip
 
 
 def _bins() -> Axis:

@@ -97,7 +97,8 @@ class Site:
         dict of str to Tensor, on the CPU
             ``effects`` (n, T, E) float32 if ``unit.cube``; ``effect_sum``, ``effect_abs_sum``
             (n, E) float64 over kept tokens, and ``effect_undefined`` (n, E) int64, at how many of
-            them an effect is no finite number and left out; measures of the unedited model, (T,)
+            them an effect is no finite number and left out; where tokens are in groups, the same
+            with ``_by`` (n, E, G); measures of the unedited model, (T,)
             each: ``loss``, ``entropy``, ``norm_scale``, ``rank``, ``top1``, ``kl_frequency`` if
             there are counts, and whatever else effects are on; ``ablation_value`` (n,) float32
             where edits found their own values; of experts' neurons ``routed_tokens`` (n,) int64,
@@ -146,7 +147,10 @@ def measure(observed):
         for column, effect in enumerate(unit.effects)
         if effect.measure.along
     }
-    tally = Tally(len(unit.edits), tokens.keep, len(unit.effects), unit.cube, along, tokens.shown)
+    tally = Tally(
+        len(unit.edits), tokens.keep, len(unit.effects), unit.cube, along, tokens.shown,
+        tokens.group, tokens.groups,
+    )  # fmt: skip
     clean = unablated(observed)
     unit.engine.fill(tally, observed, clean)
     out = tally.result()

@@ -16,9 +16,13 @@ class Tally:
         By its column, what an effect on a measure of several predictions is added up by.
     shown : Tensor (T,) bool, optional
         Tokens at which the cube has effects, NaN at others; by default all.
+    group : Tensor (T,) int64, optional
+        Which group a kept token is in, for sums by group.
+    groups : int
+        How many there are.
     """
 
-    def __init__(self, n, keep, count, cube, along=None, shown=None):
+    def __init__(self, n, keep, count, cube, along=None, shown=None, group=None, groups=0):
         self.keep = keep.cpu()
         self.cube = torch.full((n, len(keep), count), torch.nan) if cube else None
         self.sum = torch.zeros(n, count, dtype=torch.float64)
@@ -27,6 +31,16 @@ class Tally:
         self.along = along or {}
         self.gathered = {column: one.nothing(n) for column, one in self.along.items()}
         self.shown = shown
+        self.group = group
+        self.by = {
+            name: torch.zeros(n, count, groups, dtype=dtype)
+            for name, dtype in (
+                ("effect_sum_by", torch.float64),
+                ("effect_abs_sum_by", torch.float64),
+                ("effect_undefined_by", torch.int64),
+            )
+            if group is not None
+        }
         self.pairs = 0
         self.recomputed = 0
         self.sampled = 0
@@ -46,9 +60,11 @@ class Tally:
         for column, one in self.along.items():
             one.add(self.gathered[column][edits], tokens, effects[..., column])
             effects[..., column] = torch.nan  # what stands there is a part
-        self.reduce(edits, slice(None), effects[:, self.keep[tokens]])
+        kept = self.keep[tokens]
+        group = None if self.group is None else self.group[tokens][kept]
+        self.reduce(edits, slice(None), effects[:, kept], group)
 
-    def reduce(self, edits, columns, kept):
+    def reduce(self, edits, columns, kept, group):
         """Add effects (n', T', E') at kept tokens to the sums of some columns."""
         kept = kept.double()
         defined = kept.isfinite()
@@ -56,6 +72,8 @@ class Tally:
         self.undefined[edits, columns] += (~defined).sum(1)
         self.sum[edits, columns] += kept.sum(1)
         self.abs_sum[edits, columns] += kept.abs().sum(1)
+        for name, values in zip(self.by, (kept, kept.abs(), (~defined).long())):
+            self.by[name][edits, columns].index_add_(2, group, values.transpose(1, 2))
 
     def check(self, found, truth):
         """Compare effects (m, E) of some pairs with their recomputation in float64."""
@@ -68,13 +86,17 @@ class Tally:
         """The gathered tensors, under the names that `Site.measure` documents."""
         for column, sums in self.gathered.items():
             self.undefined[:, column] = 0
-            self.reduce(slice(None), slice(column, column + 1), sums[:, self.keep, None])
+            if self.by:
+                self.by["effect_undefined_by"][:, column] = 0
+            group = None if self.group is None else self.group[self.keep]
+            self.reduce(slice(None), slice(column, column + 1), sums[:, self.keep, None], group)
             if self.cube is not None:
                 self.cube[..., column] = sums.float()
         if self.cube is not None and self.shown is not None:
             self.cube[:, ~self.shown.cpu()] = torch.nan
         out = {"effect_sum": self.sum, "effect_abs_sum": self.abs_sum}
         out["effect_undefined"] = self.undefined
+        out.update(self.by)
         if self.cube is not None:
             out["effects"] = self.cube
         for name in ("pairs", "recomputed", "sampled"):

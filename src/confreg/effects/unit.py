@@ -35,6 +35,9 @@ class Tokens:
     ----------
     along : dict of str to Along
         What measures of several predictions are added up by, see `Measure`; empty unless set.
+    group, groups : Tensor (T,) int64 or None, int
+        Which of how many groups a kept token is in, where sums are wanted by group; unless set,
+        None and 0.
     shown : Tensor (T,) bool or None
         Tokens at which effects are wanted for themselves, and not only as parts of a sum.
     """
@@ -51,6 +54,7 @@ class Tokens:
         self.own = len(positions) if own is None else own
         self.accepted = accepted
         self.along = {}
+        self.group, self.groups = None, 0
         self.shown = wanted
         self.rows = len(inputs)
 
@@ -62,6 +66,10 @@ class Tokens:
         if self.wanted is None:
             return torch.arange(len(self.positions))
         return self.wanted.nonzero()[:, 0]
+
+    def in_groups(self, group, groups):
+        """Want sums by group too, see the attributes of these names."""
+        self.group, self.groups = group, groups
 
     def wanting(self, kept, names):
         """The same, with effects wanted where they are needed.
@@ -88,6 +96,7 @@ class Tokens:
             self.accepted,
         )  # fmt: skip
         found.along, found.shown = self.along, shown
+        found.group, found.groups = self.group, self.groups
         return found
 
 

@@ -166,6 +166,16 @@ _WORDS = (
     Word("mce", "MCE", "1", "largest calibration error of a bin of equal width, ablated"),
     Word("brier", "Brier", "1",
          "Brier score of the likeliest token being the correct one, ablated"),
+    # By group.
+    Word("effect_mean_by", "mean effect", "", "mean effect by group", of="mean {}"),
+    Word("effect_abs_mean_by", "mean |effect|", "", "mean absolute effect by group",
+         of="mean |{}|"),
+    Word("te_by", "TE by group", "nats", "mean absolute total effect by group"),
+    Word("de_by", "DE by group", "nats", "mean absolute direct effect by group"),
+    Word("te_mediated_by", "TE − DE by group", "nats", "te_by - de_by"),
+    Word("mediated_by", "mediated by group", "1",
+         "share of the total effect that is mediated, by group"),
+    Word("group_size", "kept tokens", "1", "kept tokens of the group"),
     # Along tokens.
     Word("effects", "effect", "", "change of the prediction against the unablated model", of="{}"),
     Word("activation", "activation", "1", "activation of the neuron"),

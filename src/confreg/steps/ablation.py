@@ -9,6 +9,7 @@ import numpy as np
 
 from confreg import effects as fx
 from confreg.axes import Axis, Later, Spans, Variable
+from confreg.derive import grouped
 from confreg.errors import ConfregError
 from confreg.steps.activity import kept
 from confreg.steps.effects import change_means, effect_axis, effect_means, errors, routed_means
@@ -238,6 +239,18 @@ class _Ablation:
             dims = (subject, "effect")
             text = f"{text} of the effect over kept tokens"
             found.append(Variable(name, dims, text, added_over=added, **hidden))
+        if self.tokens.groups is not None:
+            for name, dtype in (
+                ("effect_sum_by", "float64"),
+                ("effect_abs_sum_by", "float64"),
+                ("effect_undefined_by", "int64"),
+            ):
+                found.append(
+                    Variable(
+                        name, (subject, "effect", "group"), "sum by group", dtype=dtype,
+                        added_over=added, kept=False,
+                    )
+                )  # fmt: skip
         text = "kept tokens at which the effect is no finite number, and left out"
         counted: Any = {"dtype": "int64", "kept": False, "added_over": added}
         found.append(Variable("effect_undefined", (subject, "effect"), text, **counted))
@@ -299,6 +312,8 @@ class _Ablation:
     def along(self) -> list[Axis]:
         """Axes of what it gives that units do not cut."""
         found = [effect_axis(self.effects)]
+        if self.tokens.groups is not None:
+            found.append(self.tokens.groups.axis)
         if self.watched is not None and self.watched is not self.assumed:
             found.append(self.watched)
         return found
@@ -401,6 +416,10 @@ class _Ablation:
         if self.summed:
             at = spans.bounds["token"][0]
             text = answers.answered(text, self.tokens.table, at, self.summed)
+        if self.tokens.groups is not None:
+            codes = torch.full((len(text),), -1)
+            codes[: text.own] = torch.from_numpy(self.tokens.groups.codes[spans["token"]])
+            text.in_groups(codes, len(self.tokens.groups.axis))
         layer, watched = self._layer(start), None
         if self.watched is axis or self.watched is self.assumed:
             if self.activations:
@@ -457,6 +476,8 @@ class _Ablation:
         subject, kept = self.subjects.name, int(self.tokens.keep.sum())
         unanswered = int((self.tokens.keep & (self.tokens.table.next_token_id < 0)).sum())
         found: list[Item] = [effect_means(subject, self.effects, kept, unanswered)]
+        if self.tokens.groups is not None:
+            found.append(grouped.means(subject, self.effects, self.tokens.groups))
         if self.routed:
             found.append(routed_means(subject))
         if self.changes and self.watched is not None:

@@ -14,6 +14,7 @@ from confreg.tokens.table import TokenTable
 
 if TYPE_CHECKING:
     from confreg.effects import Tokens
+    from confreg.tokens.groups import Groups
 
 _MARKS = {
     "occurrence": "occurrence of the text: 0 first, 1 second, -1 none",
@@ -35,10 +36,13 @@ class Text(Axis):
     table : TokenTable
     singly : bool
         Whether every kept token is run in a copy of its sequence of its own, see `one_by_one`.
+    groups : Groups or None
+        Of kept tokens, where ``--by`` asks for them.
     """
 
     table: TokenTable = field(default=None)  # type: ignore[assignment]
     singly: bool = False
+    groups: Groups | None = None
 
     def one_by_one(self) -> Text:
         """The same tokens, each kept one run in a copy of its sequence of its own.
