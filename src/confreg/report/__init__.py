@@ -5,17 +5,8 @@ part to it.
 """
 
 # Sections appear on the page in the order in which these modules register them.
-from confreg.report import (
-    aligned,
-    attention,
-    conflicts,
-    groups,
-    grouped,
-    neurons,
-    census,
-    reliability,
-    jobs,
-)  # isort: skip  # noqa: F401
+from confreg.report import aligned, attention, conflicts, groups, grouped  # isort: skip  # noqa: F401
+from confreg.report import neurons, census, reliability, jobs  # isort: skip  # noqa: F401
 from confreg.report import figures, maps, profiles, styling
 from confreg.report.page import write
 from confreg.report.sections import Figure, Section, section
