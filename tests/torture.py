@@ -273,7 +273,8 @@ def parts(folder: Path, times: int, draw: random.Random) -> int:
     from test_ndif_server import effect_jobs, records, wait_for, write_recipe
 
     out, bad, recipe = folder / "run.zarr", 0, write_recipe(folder)
-    options = ["-p", "seconds=3", "-P", "retries=12"]
+    # Polled seldom, so that a job is finished for a while before it is collected.
+    options = ["-p", "seconds=3", "-P", "retries=12", "-P", "poll=2"]
     with served(folder) as lab:
         begun = time.monotonic()
         command = Client(lab, out, recipe, *options)
@@ -296,8 +297,7 @@ def parts(folder: Path, times: int, draw: random.Random) -> int:
                 shutil.rmtree(out)
                 (folder / "run.zarr.jobs.jsonl").unlink()
                 begun = time.monotonic()
-                slow = ["-P", "poll=2"] if state == "finished" else []
-                command = Client(lab, out, recipe, *options, *slow)
+                command = Client(lab, out, recipe, *options)
                 wait_for(lambda state=state: at(state))
                 if part == "actor":
                     for actor in lab.actors():
