@@ -23,7 +23,28 @@ def run(tmp_path, words, model, name="a", **more):
     ).load()  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+BEFORE = {
+    "gpt2": ("transformer.h.{}.mlp.c_fc", slice(None)),
+    "llama": ("model.layers.{}.mlp.gate_proj", slice(None)),
+    "phi3": ("model.layers.{}.mlp.gate_up_proj", slice(0, 48)),
+}
+
+
+def above(kind, ds, layer):
+    """Share of kept tokens at which what the activation function is given is above 0, (width,)."""
+    network, _ = zoo.tiny(kind)
+    path, part = BEFORE[kind]
+    found = []
+    hook = network.get_submodule(path.format(layer)).register_forward_hook(
+        lambda module, given, out: found.append(out[0, :, part])
+    )
+    with hook, torch.no_grad():
+        for s in np.unique(ds["sequence"]):
+            network(torch.from_numpy(ds["token_id"].values[ds["sequence"].values == s])[None])
+    return (torch.cat(found)[torch.from_numpy(ds["keep"].values)] > 0).double().mean(0).numpy()
+
+
+@pytest.mark.parametrize("kind", sorted(BEFORE))
 def test_moments_and_extremes_of_every_layer(kind, checkpoint, words, tmp_path):
     # Small units, so that blocks are merged and neurons cut.
     ds = run(tmp_path, words, str(checkpoint(kind)), top=4, unit_tokens=32, memory=500_000)
@@ -40,6 +61,8 @@ def test_moments_and_extremes_of_every_layer(kind, checkpoint, words, tmp_path):
         }
         for name, values in expected.items():
             np.testing.assert_allclose(one[f"activation_{name}"], values, rtol=2e-4, atol=1e-5)
+        frequency = above(kind, ds, layer)
+        np.testing.assert_allclose(one["preactivation_frequency"], frequency, atol=0.006)
         order = np.argsort(-seen, axis=0, kind="stable")
         np.testing.assert_allclose(
             one["highest"], np.take_along_axis(seen, order, 0)[:4].T, rtol=1e-5, atol=1e-5

@@ -39,6 +39,11 @@ class Inputs:
         self.centred = centred
         self.eps = eps
 
+    def before(self):
+        """What the activation function is applied to in a trace, (..., width)."""
+        read = self.up if self.gate is None else self.gate
+        return read.output[..., : self.width] * self.gate_factor
+
     def rows(self, like, memory):
         """Folded rows and biases by name, ``in`` and ``gate``: (width, d) and (width,), float32.
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from confreg.axes import Axis, Label, Spans, Variable
 from confreg.derive.matching import Powers
+from confreg.effects import pick
 from confreg.errors import ConfregError
-from confreg.steps.matching import MOMENTS, WORDS, seen
+from confreg.steps.matching import MOMENTS, WORDS
 from confreg.steps.values import activation_unit
 from confreg.sweep.budget import Budget
 from confreg.sweep.layout import cut
@@ -72,7 +73,9 @@ def activation_statistics(
     """Moments of activations over kept tokens, and the tokens of the largest and the smallest.
 
     Gives ``activation_mean``, ``_deviation``, ``_skew`` (E[z³]), ``_kurtosis`` (E[z⁴]; a Gaussian
-    has 3) and ``_frequency`` (share above 0) over ``neuron``, float64, and over ``neuron`` and
+    has 3) and ``_frequency`` (share above 0) over ``neuron``, float64; ``preactivation_frequency``,
+    the same of what the activation function is applied to (of a gated MLP the gate's output), where
+    the model's row says which matrix that is; and over ``neuron`` and
     ``extreme`` the activations ``highest`` and ``lowest``, ``highest_token`` and ``lowest_token``,
     places along ``token``, and what those read as, ``highest_text`` and ``lowest_text``.
 
@@ -120,6 +123,10 @@ def activation_statistics(
         return {tokens.name: len(tokens), neurons.name: max(budget.memory // (2 * each), 1)}
 
     n, both = (neurons.name,), (neurons.name, "extreme")
+    before = Variable(
+        "preactivation_frequency", n, "share of kept tokens at which what the activation function "
+        "is applied to is above 0", "1", "float64", kept=bool(study.model.about.row.up),
+    )  # fmt: skip
     step = Step(
         statistics,
         over=(neurons, tokens),
@@ -129,6 +136,7 @@ def activation_statistics(
         uncut=(tokens.name,),
         name="moments of activations",
         gives=(
+            before,
             *(
                 Variable(f"activation_{moment}", n, words, "1", "float64")
                 for moment, words in zip(MOMENTS, WORDS)
@@ -179,16 +187,30 @@ class Unit:
         self.index = torch.from_numpy(index)
 
 
+def seen(model: Any, tokens: Tokens, unit: Unit) -> list[torch.Tensor]:
+    """At kept tokens, (T, n): what the activation function is given, if known, and activations."""
+    site = model.site(unit.layer)
+    inputs = [model.inputs(unit.layer)] if model.description.row.up else []
+    kept, index = tokens.positions[tokens.keep], unit.index
+    with model.trace(tokens.inputs) as tracer:
+        found = nnsight.save([])
+        for each in inputs:
+            found.append(pick(each.before(), kept, index))
+        found.append(pick(site.neurons.input, kept, index))
+        tracer.stop()
+    return found
+
+
 def statistics(model: Any, unit: Unit) -> dict[str, Any]:
     """Read the text block by block, and keep of it moments and extremes."""
     import torch
 
     powers, found = Powers(), {way: Extremes(unit.top, way == "highest") for way in WAYS}
+    above = torch.zeros(len(unit.index), dtype=torch.int64)
     for tokens, places in zip(unit.blocks, unit.places):
         if not len(places):
             continue
-        (block,) = seen(model, tokens, [unit.layer])
-        block = block.index_select(1, unit.index.to(block.device)).float()
+        *before, block = (part.float() for part in seen(model, tokens, unit))
         wrong = int((~torch.isfinite(block)).sum())
         if wrong:
             raise ConfregError(
@@ -196,9 +218,12 @@ def statistics(model: Any, unit: Unit) -> dict[str, Any]:
                 "numbers. Try another --dtype."
             )
         powers.add(block)
+        for part in before:
+            above += (part > 0).sum(0).cpu()
         for each in found.values():
             each.add(block, places.to(block.device))
     block = {name: values.cpu().numpy() for name, values in powers.moments().items()}
+    block["preactivation_frequency"] = above.cpu().double().numpy() / powers.count
     for way, each in found.items():
         block[way], block[f"{way}_token"] = each.values.T.cpu().numpy(), each.at.T.cpu().numpy()
     return block
