@@ -44,6 +44,7 @@ def census(
     null_dims: int | None = None,
     centre_vocabulary: bool = True,
     directions: str = "",
+    keep_weights: bool = False,
 ):
     """Describe the weights of every neuron, or of those that are named.
 
@@ -51,6 +52,7 @@ def census(
     suppression and partition neurons, ``norm_quantile`` with ρ candidates for entropy neurons;
     ``cosine_above`` sets classes of gated neurons apart. ``directions`` is a .npy or .safetensors
     file (``FILE:NAME`` of several tensors) whose rows are described in place of neurons.
+    ``keep_weights`` keeps output weights, for comparisons of models.
     """
     roles = {
         "kurtosis_above": kurtosis_above,
@@ -74,4 +76,5 @@ def census(
         steps.input_weights(study, neurons),
         derive.input_output(neurons, cosine_above) if gated else None,
         derive.within_layer(neurons, neurons.layer, known),
+        steps.output_weights(study, neurons) if keep_weights else None,
     ]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from confreg.api import plan, run
     from confreg.axes import Axis, Label, Variable
     from confreg.models.network import Network
+    from confreg.results.comparing import compare
     from confreg.results.families import families
     from confreg.results.matching import match
     from confreg.results.open import open
@@ -36,6 +37,7 @@ __all__ = [
     "Network",
     "Step",
     "Variable",
+    "compare",
     "derive",
     "effects",
     "families",
@@ -56,6 +58,7 @@ _LAZY = {
     "Network": ("confreg.models.network", "Network"),
     "Step": ("confreg.sweep.step", "Step"),
     "Variable": ("confreg.axes", "Variable"),
+    "compare": ("confreg.results.comparing", "compare"),
     "derive": ("confreg.derive", None),
     "effects": ("confreg.effects", None),
     "families": ("confreg.results.families", "families"),

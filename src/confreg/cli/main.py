@@ -99,7 +99,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"confreg {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_run, _add_plan, _add_show, _add_report, _add_netcdf, _add_counts, _add_lists):
+    for add in (
+        _add_run,
+        _add_plan,
+        _add_show,
+        _add_compare,
+        _add_report,
+        _add_netcdf,
+        _add_counts,
+        _add_lists,
+    ):
         add(commands)
     _add_verify(commands)
     _add_doctor(commands)
@@ -205,6 +214,28 @@ def _add_report(commands: Any) -> None:
     parser.add_argument(
         "-o", dest="page", metavar="page.html", help="default: beside the store, with .html"
     )
+
+
+def _add_compare(commands: Any) -> None:
+    parser = _command(
+        commands, "compare", _compare, "hold two stores against each other",
+        "What may be compared is said first, and what is left out with the reason.",
+    )  # fmt: skip
+    parser.add_argument("first", metavar="A.zarr")
+    parser.add_argument("second", metavar="B.zarr")
+    parser.add_argument("-o", dest="page", metavar="page.html", help="write a page, too")
+    parser.add_argument(
+        "--out", metavar="O.nc", help="write the comparison's dataset as netCDF, too"
+    )
+    parser.add_argument(
+        "--top", type=int, default=100, metavar="N",
+        help="how many of the largest count as the top (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--draws", type=int, default=2000, metavar="N",
+        help="resamples of documents (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, metavar="S")
 
 
 def _add_netcdf(commands: Any) -> None:
@@ -361,6 +392,24 @@ def _show(options: argparse.Namespace) -> None:
 
     with opening.reading(options.store):
         tables.print_top(opening.open(options.store), options.by, options.n, options.smallest)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from confreg import report
+    from confreg.cli import comparing
+    from confreg.results import open as opening
+    from confreg.results.comparing import compare
+
+    with opening.reading(options.first), opening.reading(options.second):
+        found = compare(
+            opening.open(options.first), opening.open(options.second),
+            top=options.top, draws=options.draws, seed=options.seed,
+        )  # fmt: skip
+    comparing.print_comparison(found)
+    if options.page:
+        print(report.write(found, options.page))
+    if options.out:
+        print(opening.write_netcdf(found, options.out))
 
 
 def _report(options: argparse.Namespace) -> None:

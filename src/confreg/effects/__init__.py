@@ -61,6 +61,7 @@ from .tasks import (
     Space,
     Vocabulary,
     Weights,
+    Written,
 )
 from .unit import Entries, Tokens, Unit
 from .values import ablation_values, pick, replaced
@@ -102,6 +103,7 @@ __all__ = [
     "Vocabulary",
     "Weights",
     "Write",
+    "Written",
     "ablation_values",
     "add_to_copies",
     "compare",

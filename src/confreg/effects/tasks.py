@@ -7,6 +7,7 @@ from .values import pick
 from .vocabulary import (
     direction_statistics,
     null_statistics,
+    output_weights,
     space_statistics,
     vocabulary_statistics,
 )
@@ -207,6 +208,30 @@ class NullSpace:
             sites, self.chosen, like, self.null_dims, self.owned, self.memory,
             self.centre_vocabulary,
         )  # fmt: skip
+
+
+class Written:
+    """Reads what some neurons add to the residual stream.
+
+    Parameters
+    ----------
+    inputs : Tensor (1, L) int64
+    layers : list of int
+    chosen : list of Tensor (n,) int64
+        Of each layer, its neurons.
+    memory : int
+        As of `confreg.effects.vocabulary.output_weights`.
+    """
+
+    def __init__(self, inputs, layers, chosen, memory):
+        self.inputs = inputs
+        self.layers = layers
+        self.chosen = chosen
+        self.memory = memory
+
+    def statistics(self, sites, like):
+        """What `output_weights` returns, of a `Site` a layer."""
+        return output_weights(sites, self.chosen, like, self.memory)
 
 
 class Space:

@@ -206,3 +206,12 @@ def space_statistics(site, like, null_dims=None, owned=None, memory=2**29, centr
             "right_vector": vectors.float().cpu(),
             "null_dims": k,
         }
+
+
+def output_weights(sites, chosen, like, memory=2**29):
+    """What neurons of some layers add to the residual as the final norm sees it: ``w_out``
+    (N, d) float32, on the CPU, layer after layer. Parameters as of `null_statistics`."""
+    with torch.no_grad():
+        readout = sites[0].readout_of(like)
+        parts = [written(readout, s, some, like, memory) for s, some in zip(sites, chosen)]
+        return {"w_out": torch.cat(parts).float().cpu()}

@@ -5,6 +5,7 @@ part to it.
 """
 
 # Sections appear on the page in the order in which these modules register them.
+from confreg.report import comparison  # isort: skip
 from confreg.report import aligned, attention, conflicts, groups, grouped  # isort: skip  # noqa: F401
 from confreg.report import neurons, census, reliability, jobs  # isort: skip  # noqa: F401
 from confreg.report import figures, maps, profiles, styling
@@ -17,6 +18,7 @@ __all__ = [
     "aligned",
     "attention",
     "census",
+    "comparison",
     "conflicts",
     "figures",
     "groups",

@@ -6,7 +6,12 @@
 
 from confreg.steps.ablation import ablation
 from confreg.steps.activity import activation_statistics, activations
-from confreg.steps.census import null_space, several_layers, vocabulary_statistics
+from confreg.steps.census import (
+    null_space,
+    output_weights,
+    several_layers,
+    vocabulary_statistics,
+)
 from confreg.steps.controls import control_norms
 from confreg.steps.directions import directions, of_directions
 from confreg.steps.inputs import input_weights
@@ -29,6 +34,7 @@ __all__ = [
     "matches",
     "null_space",
     "of_directions",
+    "output_weights",
     "prefix_scores",
     "read_ways",
     "several_layers",

@@ -126,6 +126,31 @@ def vocabulary_statistics(
     return [step, token_texts(study, neurons)]
 
 
+def output_weights(study: Study, neurons: NeuronAxis) -> Step:
+    """What neurons add to the residual as the final norm sees it: ``w_out (neuron, coordinate)``.
+
+    For holding two models' against each other, see `confreg.compare`.
+    """
+    from confreg.effects import Written
+
+    width, memory = study.model.about.d_model, study.budget.memory
+    label = Label(np.arange(width, dtype=np.int32), "coordinate of the residual", kind="other")
+    coordinate = Axis("coordinate", {"coordinate": label})
+
+    def unit(spans: Spans, stored: Mapping[str, np.ndarray]) -> Written:
+        return Written(study.two_tokens, *by_layer(neurons, *spans.bounds[neurons.name]), memory)
+
+    return Step(
+        weights_of_layers,
+        over=(neurons,),
+        along=(coordinate,),
+        unit=unit,
+        cost=lambda spans: 0,
+        name="output weights",
+        gives=(Variable("w_out", (neurons.name, "coordinate"), "output weight"),),
+    )
+
+
 def place_axis(study: Study, top: int) -> Axis:
     """Places of the tokens that are named, as the axis ``place``: no more than there are."""
     places = np.arange(min(top, int(study.model.about.owned.sum())), dtype=np.int32)

@@ -1,0 +1,524 @@
+"""Two stores side by side: two models, two checkpoints, two texts.
+
+>>> base, tuned = confreg.open("runs/base.zarr"), confreg.open("runs/tuned.zarr")
+>>> found = confreg.compare(base, tuned)
+>>> print(found.attrs["compared"], found.attrs["left_out"])
+>>> found.confreg.top("te_change")
+
+What may be compared depends on what agrees. Where the models have the same layers and widths, a
+neuron's numbers are held against those of the neuron of the same name; where the tokens agree too,
+token by token, and differences get intervals by drawing documents anew; where neither does, only
+distributions are compared. What cannot be is left out, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from confreg.errors import ConfregError
+from confreg.results import axes
+from confreg.results.resampling import Documents
+
+SETTINGS = {
+    "ablation": ("te", "de", "mediated", "effect", "shift", "accuracy", "ece", "mce", "brier"),
+    "mean_over": ("te", "de", "mediated", "effect", "ablation_value"),
+    "centre_vocabulary": ("logit_var", "null_fraction", "vocab_", "singular_value"),
+    "null_dims": ("null_fraction",),
+    "parameter_kurtosis_above": ("role",),
+    "parameter_variance_above": ("role",),
+}
+"""Attributes, and beginnings of names of variables that mean something else where they differ."""
+
+PER_TOKEN = ("loss", "entropy", "norm_scale", "confidence", "correct")
+CHUNK = 64
+
+
+@dataclass
+class Terms:
+    """What may be compared of two datasets.
+
+    Attributes
+    ----------
+    subject : str
+        The axis that both are about.
+    rows : tuple of two ndarrays, or None
+        Where the common entries stand in each; None where entries of one name are not the same.
+    tokens : bool
+        Whether both are about the same tokens, of which the same are kept.
+    said, refused : list of str
+        In words: what is compared, and what is not and why.
+    """
+
+    subject: str
+    rows: tuple[np.ndarray, np.ndarray] | None = None
+    tokens: bool = False
+    said: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+
+def compare(
+    first: xr.Dataset, second: xr.Dataset, *, top: int = 100, draws: int = 2000, seed: int = 0
+) -> xr.Dataset:
+    """Compare two stores of one recipe.
+
+    Parameters
+    ----------
+    first, second : Dataset
+        As `confreg.open` returns them. Changes are the second less the first.
+    top : int
+        How many of the largest of each variable count as its top.
+    draws : int
+        Resamples of documents (of sequences, where no documents are known).
+    seed : int
+
+    Returns
+    -------
+    Dataset
+        Along the subject, where it agrees: ``X_first``, ``X_second`` and ``X_change`` of every
+        number X that both have; where tokens agree and are kept in the stores, of activations
+        ``activation_correlation``, ``activation_shift`` (change of the mean in standard deviations
+        of the first), ``deviation_ratio`` and ``frequency_change``; of effects
+        ``effect_mean_change`` and ``effect_abs_mean_change (subject, effect)``; of both, of ``te``
+        and of ``mediated``, ``…_low`` and ``…_high``, a 95 % percentile interval by resampling
+        documents. ``w_out_cosine`` where both keep output weights.
+        Along ``variable``: medians, ``rank_correlation`` (Spearman), ``top_shared``,
+        ``top_jaccard`` and ``top_p`` (hypergeometric: so many shared or more by chance), ``ks`` and
+        ``ks_p`` (two-sided Kolmogorov and Smirnov) of the distributions.
+        Along ``prediction``: means over kept tokens of loss, entropy and the like, their change and
+        its interval.
+        The attributes ``compared`` and ``left_out`` say what was compared, and what was not and
+        why.
+
+    Raises
+    ------
+    ConfregError
+        A run is not finished, the datasets are about different things, or nothing agrees.
+    """
+    if draws < 1 or top < 1:
+        raise ConfregError("draws and top are at least 1.")
+    terms = agree(first, second)
+    found = _numbers(first, second, terms, top)
+    if terms.tokens:
+        documents = Documents(first, draws, seed)
+        found |= _per_token(first, second, documents)
+        if terms.rows is not None:
+            found |= _activations(first, second, terms, documents)
+            found |= _effects(first, second, terms, documents)
+        terms.said.append(
+            f"intervals by drawing {len(documents)} {documents.what}s anew, {draws:,} times"
+        )
+    if terms.rows is not None and all("w_out" in ds for ds in (first, second)):
+        found["w_out_cosine"] = _cosine(first, second, terms)
+    if not found:
+        raise ConfregError(
+            "The two stores have no number in common to compare: " + "; ".join(terms.refused) + "."
+        )
+    coords = _labels(first, terms)
+    names = [str(ds.attrs.get("model", "")) for ds in (first, second)]
+    recipe = str(first.attrs.get("recipe", ""))
+    return xr.Dataset(
+        found,
+        coords=coords,
+        attrs={
+            "title": f"{names[0]} against {names[1]}",
+            "recipe": f"comparison of {recipe}",
+            "first": names[0],
+            "second": names[1],
+            "compared": "; ".join(terms.said),
+            "left_out": "; ".join(terms.refused),
+            "draws": draws,
+            "seed": seed,
+            "complete": 1,
+        },
+    )
+
+
+def agree(first: xr.Dataset, second: xr.Dataset) -> Terms:
+    """What may be compared of two datasets, and why not the rest.
+
+    Raises
+    ------
+    ConfregError
+        A run is not finished, or the datasets are of different recipes or about different axes.
+    """
+    both = (first, second)
+    for ds, word in zip(both, ("first", "second")):
+        if not ds.attrs.get("complete", 1):
+            raise ConfregError(f"The {word} store is not finished: run its command again.")
+    recipes = [str(ds.attrs.get("recipe", "")) for ds in both]
+    if recipes[0] != recipes[1]:
+        raise ConfregError(
+            f"The stores are of different recipes, {recipes[0]} and {recipes[1]}: their numbers "
+            "are not the same things."
+        )
+    subjects = [axes.main_subject(ds) for ds in both]
+    if subjects[0] is None or subjects[0] != subjects[1]:
+        words = [f"{subject}s" if subject else "nothing" for subject in subjects]
+        raise ConfregError(
+            f"The first store is about {words[0]} and the second about {words[1]}: there is "
+            "nothing to hold against each other."
+        )
+    terms = Terms(subjects[0])
+    _agree_on_subjects(first, second, terms)
+    _agree_on_tokens(first, second, terms)
+    return terms
+
+
+def _agree_on_subjects(first: xr.Dataset, second: xr.Dataset, terms: Terms) -> None:
+    dim = terms.subject
+    shapes = [
+        (ds.attrs.get("model_architecture"), ds.attrs.get("model_layers"), _width(ds))
+        for ds in (first, second)
+    ]
+    labels = [axes.texts(ds, dim) for ds in (first, second)]
+    common = set(labels[0]) & set(labels[1])
+    if shapes[0] != shapes[1]:
+        words = [f"{a}, {b} layers, width {c}" for a, b, c in shapes]
+        terms.refused.append(
+            f"{dim}s one by one: the models are of different shapes ({words[0]}; {words[1]})"
+        )
+    elif not common:
+        terms.refused.append(f"{dim}s one by one: the stores have none in common")
+    else:
+        places = [{name: i for i, name in enumerate(names)} for names in labels]
+        order = [name for name in labels[0] if name in common]
+        terms.rows = tuple(np.array([p[name] for name in order]) for p in places)  # type: ignore[assignment]
+        terms.said.append(f"{len(order):,} {dim}s, by name")
+        for one, word in zip(labels, ("first", "second")):
+            if len(one) > len(order):
+                alone = len(one) - len(order)
+                terms.refused.append(f"{alone:,} {dim}s that only the {word} store has")
+    if terms.rows is None:
+        terms.said.append(f"distributions over {len(labels[0]):,} and {len(labels[1]):,} {dim}s")
+
+
+def _width(ds: xr.Dataset) -> int | None:
+    """The width of the residual stream, where the store knows it."""
+    return ds.sizes.get("component")
+
+
+def _agree_on_tokens(first: xr.Dataset, second: xr.Dataset, terms: Terms) -> None:
+    text = axes.text(first)
+    if text is None and axes.text(second) is None:
+        return
+    reason = ""
+    if text != axes.text(second) or text is None:
+        reason = "only one store has tokens"
+    elif first.attrs.get("corpus_sha256") != second.attrs.get("corpus_sha256"):
+        reason = "the texts are different"
+    elif not np.array_equal(first["token_id"].values, second["token_id"].values):
+        reason = "the text is cut into different tokens"
+    elif not np.array_equal(first["keep"].values, second["keep"].values):
+        reason = "means are over different tokens (keep)"
+    if reason:
+        terms.refused.append(f"token by token: {reason}")
+        return
+    terms.tokens = True
+    terms.said.append(f"{int(first['keep'].sum()):,} kept tokens, one by one")
+
+
+def _comparable(first: xr.Dataset, second: xr.Dataset, terms: Terms) -> list[str]:
+    """Names of the numbers along the subject that mean the same in both."""
+    dim = terms.subject
+
+    def own(ds: xr.Dataset) -> list[str]:
+        return [
+            str(name) for name, v in ds.data_vars.items()
+            if v.dims == (dim,) and axes.is_number(v)
+        ]  # fmt: skip
+
+    found, others = own(first), own(second)
+    for names, there, word in ((found, others, "first"), (others, found, "second")):
+        if alone := [name for name in names if name not in there]:
+            terms.refused.append(f"{', '.join(alone)}: only the {word} store has it")
+    both = [name for name in found if name in others]
+    for attribute, beginnings in SETTINGS.items():
+        one, other = (ds.attrs.get(attribute) for ds in (first, second))
+        if one == other:
+            continue
+        away = [name for name in both if name.startswith(beginnings)]
+        if away:
+            word = attribute.removeprefix("parameter_")
+            terms.refused.append(f"{', '.join(away)}: {word} is {one} and {other}")
+        both = [name for name in both if name not in away]
+    return both
+
+
+def _numbers(first: xr.Dataset, second: xr.Dataset, terms: Terms, top: int) -> dict[str, Any]:
+    from scipy import stats
+
+    dim, found, rows = terms.subject, {}, []
+    names = _comparable(first, second, terms)
+    for name in names:
+        one, other = (ds[name].values.astype(np.float64) for ds in (first, second))
+        units = {"units": str(first[name].attrs.get("units", "1"))}
+        text = str(first[name].attrs.get("long_name", name))
+        row = {
+            "median_first": _median(one),
+            "median_second": _median(other),
+            "rank_correlation": np.nan, "top_shared": np.nan, "top_jaccard": np.nan,
+            "top_p": np.nan, "ks": np.nan, "ks_p": np.nan,
+        }  # fmt: skip
+        known = [x[np.isfinite(x)] for x in (one, other)]
+        if all(len(x) for x in known):
+            exact = max(map(len, known)) <= 1000
+            ks: Any = stats.ks_2samp(known[0], known[1], method="exact" if exact else "asymp")
+            row |= {"ks": float(ks.statistic), "ks_p": float(ks.pvalue)}
+        if terms.rows is not None:
+            one, other = one[terms.rows[0]], other[terms.rows[1]]
+            for side, values in (("first", one), ("second", other)):
+                found[f"{name}_{side}"] = (dim, values, {"long_name": f"{text}, {side}", **units})
+            change = {"long_name": f"change of: {text}", **units}
+            found[f"{name}_change"] = (dim, other - one, change)
+            row |= _ranks(one, other, top)
+        rows.append(row)
+    if not rows:
+        return found
+    words = {
+        "median_first": "median, first", "median_second": "median, second",
+        "rank_correlation": "Spearman's rank correlation",
+        "top_shared": "shared among the largest of each",
+        "top_jaccard": "Jaccard overlap of the largest of each",
+        "top_p": "hypergeometric p of so many shared",
+        "ks": "largest difference of the cumulative distributions",
+        "ks_p": "p of that, two-sided",
+    }  # fmt: skip
+    for key, text in words.items():
+        values = np.array([row[key] for row in rows], dtype=float)
+        if np.isfinite(values).any():
+            found[key] = ("variable", values, {"long_name": text, "units": "1"})
+    label = {"long_name": "number that both stores have", "axis_kind": "subject"}
+    found["variable"] = ("variable", np.array(names, dtype=object), label)
+    return found
+
+
+def _median(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else float("nan")
+
+
+def _ranks(one: np.ndarray, other: np.ndarray, top: int) -> dict[str, float]:
+    """Rank correlation, and how many of the largest are shared against what chance gives."""
+    from scipy import stats
+
+    both = np.isfinite(one) & np.isfinite(other)
+    one, other = one[both], other[both]
+    count = len(one)
+    if count < 3:
+        return {}
+    top = min(top, count)
+    largest = [set(np.argsort(-x, kind="stable")[:top].tolist()) for x in (one, other)]
+    shared = len(largest[0] & largest[1])
+    constant = np.ptp(one) == 0 or np.ptp(other) == 0
+    spearman: Any = None if constant else stats.spearmanr(one, other)
+    return {
+        "rank_correlation": float("nan") if constant else float(spearman.statistic),
+        "top_shared": float(shared),
+        "top_jaccard": shared / (2 * top - shared),
+        "top_p": float(stats.hypergeom.sf(shared - 1, count, top, top)),
+    }
+
+
+def _per_token(first: xr.Dataset, second: xr.Dataset, documents: Documents) -> dict[str, Any]:
+    """Means over kept tokens of what each prediction has, their change and its interval."""
+    names = [n for n in PER_TOKEN if all(n in ds and ds[n].ndim == 1 for ds in (first, second))]
+    if not names:
+        return {}
+    values = [
+        np.stack([ds[n].values[documents.keep].astype(np.float64) for n in names])
+        for ds in (first, second)
+    ]
+    defined = np.isfinite(values[0]) & np.isfinite(values[1])
+    sums = [documents.sums(np.where(defined, each, 0.0)) for each in values]
+    counts = documents.sums(defined)
+    means = [each.sum(-1) / counts.sum(-1) for each in sums]
+    change, low, high = documents.interval(
+        lambda weights: (sums[1] @ weights - sums[0] @ weights) / (counts @ weights)
+    )
+    units = [str(first[n].attrs.get("units", "1")) for n in names]
+    said = [str(first[n].attrs.get("long_name", n)) for n in names]
+    rows = {
+        "token_mean_first": (means[0], "mean over kept tokens, first"),
+        "token_mean_second": (means[1], "mean over kept tokens, second"),
+        "token_mean_change": (change, "change of the mean over kept tokens"),
+        "token_mean_low": (low, "2.5 % of that over resampled documents"),
+        "token_mean_high": (high, "97.5 % of that over resampled documents"),
+    }
+    kind = {"axis_kind": "subject", "long_name": "quantity of each prediction"}
+    return {
+        **{k: ("prediction", v, {"long_name": text, "units": "see prediction_unit"})
+           for k, (v, text) in rows.items()},
+        "prediction": ("prediction", np.array(names, dtype=object), kind),
+        "prediction_unit": ("prediction", np.array(units, dtype=object), {"long_name": "units"}),
+        "prediction_meaning": (
+            "prediction", np.array(said, dtype=object), {"long_name": "meaning"}
+        ),
+    }  # fmt: skip
+
+
+def _activations(
+    first: xr.Dataset, second: xr.Dataset, terms: Terms, documents: Documents
+) -> dict[str, Any]:
+    dim = terms.subject
+    if not all("activation" in ds and set(ds["activation"].dims) == {dim, "token"}
+               for ds in (first, second)):  # fmt: skip
+        terms.refused.append("activations token by token: a store keeps none (--activations)")
+        return {}
+    parts: list[list[np.ndarray]] = []
+    for a, b in _chunks(first, second, "activation", terms, documents.keep):
+        defined = np.isfinite(a) & np.isfinite(b)
+        a, b = np.where(defined, a, 0.0), np.where(defined, b, 0.0)
+        n = defined.sum(-1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = [x.sum(-1) / n for x in (a, b)]
+            centred = [np.where(defined, x - m[:, None], 0) for x, m in zip((a, b), means)]
+            sd = [np.sqrt(np.square(x).sum(-1) / n) for x in centred]
+            r = (centred[0] * centred[1]).sum(-1) / n / (sd[0] * sd[1])
+            counts = documents.sums(defined)
+            moved = documents.sums(b - a)
+            fires = documents.sums((b > 0).astype(float) - (a > 0))
+
+            def share(
+                weights: np.ndarray, total: np.ndarray = moved, k: np.ndarray = counts
+            ) -> Any:
+                return (total @ weights) / (k @ weights)
+
+            shift = [x / sd[0] for x in documents.interval(share)]
+            frequency = documents.interval(lambda w, f=fires, k=counts: (f @ w) / (k @ w))
+            parts.append([r, sd[1] / sd[0], *shift, *frequency])
+    r, ratio, shift, s_low, s_high, fires, f_low, f_high = map(np.concatenate, zip(*parts))
+    over = "over resampled documents"
+    return {
+        "activation_correlation": (dim, r, _said("correlation of the activations, token by token")),
+        "deviation_ratio": (dim, ratio, _said("σ of the activation, second over first")),
+        "activation_shift": (
+            dim, shift, _said("change of the mean activation in σ of the first")
+        ),
+        "activation_shift_low": (dim, s_low, _said(f"2.5 % of activation_shift {over}")),
+        "activation_shift_high": (dim, s_high, _said(f"97.5 % of activation_shift {over}")),
+        "frequency_change": (dim, fires, _said("change of the share of tokens above 0")),
+        "frequency_change_low": (dim, f_low, _said(f"2.5 % of frequency_change {over}")),
+        "frequency_change_high": (dim, f_high, _said(f"97.5 % of frequency_change {over}")),
+    }  # fmt: skip
+
+
+def _effects(
+    first: xr.Dataset, second: xr.Dataset, terms: Terms, documents: Documents
+) -> dict[str, Any]:
+    dim = terms.subject
+    for ds, word in ((first, "first"), (second, "second")):
+        if "effects" not in ds or ds["effects"].dims != (dim, "token", "effect"):
+            if "effect" in ds.dims or "te" in ds:
+                terms.refused.append(
+                    f"intervals of effects: the {word} store keeps none at single tokens "
+                    "(--reduce token)"
+                )
+            return {}
+    for attribute in ("ablation", "mean_over"):
+        if first.attrs.get(attribute) != second.attrs.get(attribute):
+            return {}  # refused with the variables that follow from them
+    names = [str(n) for n in first["effect"].values if n in second["effect"].values]
+    if not names:
+        terms.refused.append("effects: the stores have none in common")
+        return {}
+    first, second = (ds.sel(effect=names) for ds in (first, second))
+    pathways = [names.index(first.attrs[k]) for k in ("mediated_total", "mediated_direct")
+                if first.attrs.get(k) in names]  # fmt: skip
+    parts: list[list[np.ndarray]] = []
+    for a, b in _chunks(first, second, "effects", terms, documents.keep):
+        a, b = (np.moveaxis(x, 1, -1) for x in (a, b))  # (n, E, T)
+        defined = np.isfinite(a) & np.isfinite(b)
+        a, b = np.where(defined, a, 0.0), np.where(defined, b, 0.0)
+        counts = documents.sums(defined)
+        signed = [documents.sums(x) for x in (a, b)]
+        size = [documents.sums(np.abs(x)) for x in (a, b)]
+
+        def mean(
+            weights: np.ndarray, sums: list[np.ndarray] = signed, k: np.ndarray = counts
+        ) -> np.ndarray:
+            return ((sums[1] - sums[0]) @ weights) / (k @ weights)
+
+        with np.errstate(invalid="ignore", divide="ignore"):
+            row = [
+                *documents.interval(mean),
+                *documents.interval(lambda w, s=size, k=counts: ((s[1] - s[0]) @ w) / (k @ w)),
+            ]
+            if len(pathways) == 2:
+                te, de = pathways
+
+                def share(weights: np.ndarray, s: list[np.ndarray] = size, te: int = te,
+                          de: int = de, k: np.ndarray = counts) -> np.ndarray:  # fmt: skip
+                    n = k @ weights
+                    te_, de_ = ([x[:, at] @ weights / n[:, at] for x in s] for at in (te, de))
+                    return (1 - de_[1] / te_[1]) - (1 - de_[0] / te_[0])
+
+                row += documents.interval(share)
+        parts.append(row)
+    columns = [np.concatenate(each) for each in zip(*parts)]
+    over = "over resampled documents"
+    found: dict[str, Any] = {}
+    for at, (name, text) in enumerate(
+        (("effect_mean_change", "change of the mean effect"),
+         ("effect_abs_mean_change", "change of the mean absolute effect"))
+    ):  # fmt: skip
+        for column, word in enumerate(("", "_low", "_high")):
+            said = text if not word else f"{('2.5', '97.5')[column - 1]} % of {name} {over}"
+            attrs = {"long_name": said, "units": "see effect_units"}
+            found[name + word] = ((dim, "effect"), columns[3 * at + column], attrs)
+    if len(pathways) == 2:
+        for column, word in enumerate(("low", "high"), 1):
+            percent = ("2.5", "97.5")[column - 1]
+            found[f"te_change_{word}"] = (
+                dim, columns[3 + column][:, pathways[0]],
+                {"long_name": f"{percent} % of te_change {over}", "units": "nats"},
+            )  # fmt: skip
+            found[f"mediated_change_{word}"] = (
+                dim, columns[6 + column], _said(f"{percent} % of mediated_change {over}")
+            )  # fmt: skip
+    return found
+
+
+def _cosine(first: xr.Dataset, second: xr.Dataset, terms: Terms) -> Any:
+    dim, parts = terms.subject, []
+    for a, b in _chunks(first, second, "w_out", terms, None):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            parts.append((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
+    return dim, np.concatenate(parts), _said("cosine of the two output weights")
+
+
+def _chunks(
+    first: xr.Dataset, second: xr.Dataset, name: str, terms: Terms, keep: np.ndarray | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Both arrays some entries of the subject at a time, float64, at kept tokens."""
+    assert terms.rows is not None
+    for start in range(0, len(terms.rows[0]), CHUNK):
+        found = []
+        for ds, rows in zip((first, second), terms.rows):
+            some = rows[start : start + CHUNK]
+            array = ds[name]
+            array = array.transpose(terms.subject, *(d for d in array.dims if d != terms.subject))
+            low = int(some.min())
+            values = array[low : int(some.max()) + 1].values[some - low].astype(np.float64)
+            found.append(values if keep is None else values[:, keep])
+        yield found[0], found[1]
+
+
+def _said(text: str) -> dict[str, str]:
+    return {"long_name": text, "units": "1"}
+
+
+def _labels(first: xr.Dataset, terms: Terms) -> dict[str, Any]:
+    """The coordinates of what is compared one by one, as the first store has them."""
+    if terms.rows is None:
+        return {}
+    dims = {terms.subject, "effect"}
+    return {
+        str(name): value.isel({terms.subject: terms.rows[0]} if terms.subject in value.dims else {})
+        for name, value in first.coords.items()
+        if set(value.dims) <= dims and value.dims
+    }
