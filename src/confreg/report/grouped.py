@@ -83,4 +83,4 @@ def draw(ds: xr.Dataset, dim: str, effect: str, chosen: list[str]) -> go.Figure:
         )  # fmt: skip
     figure.update_xaxes(title=str(ds.attrs.get("by", "group")), type="category")
     figure.update_yaxes(title=f"mean {figures.effect_words(ds, effect)[0]}")
-    return styled(legend(figure))
+    return legend(styled(figure))

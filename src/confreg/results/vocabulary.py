@@ -176,6 +176,13 @@ _WORDS = (
     Word("mediated_by", "mediated by group", "1",
          "share of the total effect that is mediated, by group"),
     Word("group_size", "kept tokens", "1", "kept tokens of the group"),
+    Word("accuracy_by", "accuracy", "1", "accuracy by group, ablated"),
+    Word("mean_confidence_by", "mean confidence", "1", "mean confidence by group, ablated"),
+    Word("ece_by", "ECE", "1", "expected calibration error by group, ablated"),
+    Word("ece_adaptive_by", "adaptive ECE", "1", "adaptive ECE by group, ablated"),
+    Word("mce_by", "MCE", "1", "largest calibration error by group, ablated"),
+    Word("brier_by", "Brier", "1", "Brier score by group, ablated"),
+    Word("calibration_tokens_by", "tokens", "1", "kept tokens of the group that count"),
     # Along tokens.
     Word("effects", "effect", "", "change of the prediction against the unablated model", of="{}"),
     Word("activation", "activation", "1", "activation of the neuron"),
