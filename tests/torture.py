@@ -44,6 +44,7 @@ RUNS = [
     ["--neurons", "2:0-11", "--engine", "exact", "--keep", "all", "--max-tokens", "160"],
 ]
 PATIENCE = 300.0
+STATES = ("queued", "running", "finished")
 
 
 def main() -> None:
@@ -293,7 +294,7 @@ def parts(folder: Path, times: int, draw: random.Random) -> int:
             return any(each in wanted for each in states)
 
         for part in ("dispatcher", "actor", "api", "redis"):
-            for state in ("queued", "running", "finished"):
+            for state in STATES:
                 shutil.rmtree(out)
                 (folder / "run.zarr.jobs.jsonl").unlink()
                 begun = time.monotonic()
