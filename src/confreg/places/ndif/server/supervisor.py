@@ -26,8 +26,8 @@ from confreg.places.ndif.server.services import Settings
 
 # How long a part may take to become healthy before the start counts as failed.
 PATIENCE = 240.0
-# A part that ends by itself is started again, up to so many times.
-RESTARTS = 10
+# A part that ends by itself is started again, up to so many times in so many seconds.
+RESTARTS, WITHIN = 10, 1800.0
 
 
 class StartError(Exception):
@@ -48,7 +48,6 @@ class Supervisor:
         self.environment = services.environment(settings)
         self.commands: dict[str, tuple[list[str], Mapping[str, str]]] = {}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
-        self.restarts = 0
         self.ended = False
         self.began = time.monotonic()
         me = psutil.Process()
@@ -193,8 +192,7 @@ class Supervisor:
             if process.poll() is None:
                 continue
             self.state["exits"].append([name, process.returncode, round(time.time())])
-            self.restarts += 1
-            if self.restarts > RESTARTS or name == "ray":
+            if name == "ray" or self._ended_lately(name) > RESTARTS:
                 self.state["error"] = f"{name} exited with {process.returncode}"
                 self.ended = True
                 return
@@ -219,6 +217,11 @@ class Supervisor:
     def log(self, name: str) -> Path:
         """Path of a part's log."""
         return self.folder / "logs" / f"{name}.log"
+
+    def _ended_lately(self, name: str) -> int:
+        """How often a part has ended by itself in the last half hour."""
+        since = time.time() - WITHIN
+        return sum(part == name and when > since for part, _, when in self.state["exits"])
 
     def _models_run(self) -> bool:
         status = json.loads(_get(f"{self.settings.url}/status", timeout=60))
