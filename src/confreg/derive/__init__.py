@@ -14,6 +14,7 @@ from confreg.axes import Axis, Later, Variable
 from confreg.derive import grouped, repeats
 from confreg.derive.conflicts import conflict as conflict
 from confreg.derive.discovery import q_values, q_variable
+from confreg.derive.doses import dose_response as dose_response
 from confreg.derive.gates import input_output as input_output
 from confreg.derive.reliability import calibration as calibration
 from confreg.derive.roles import roles as roles

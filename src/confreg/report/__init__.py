@@ -6,7 +6,8 @@ part to it.
 
 # Sections appear on the page in the order in which these modules register them.
 from confreg.report import comparison  # isort: skip
-from confreg.report import aligned, attention, conflicts, groups, grouped  # isort: skip  # noqa: F401
+from confreg.report import aligned, attention, conflicts, doses  # isort: skip
+from confreg.report import groups, grouped  # isort: skip  # noqa: F401
 from confreg.report import neurons, census, reliability, jobs  # isort: skip  # noqa: F401
 from confreg.report import figures, maps, profiles, styling
 from confreg.report.page import write
@@ -20,6 +21,7 @@ __all__ = [
     "census",
     "comparison",
     "conflicts",
+    "doses",
     "figures",
     "groups",
     "maps",

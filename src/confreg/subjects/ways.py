@@ -48,6 +48,15 @@ class Way:
     scale: float = 0.0
     slope: float = 0.0
 
+    @property
+    def kind(self) -> str:
+        """What its number is: ``"value"``, ``"quantile"`` or ``"alpha"``; empty if it has none."""
+        if self.label.startswith("alpha:"):
+            return "alpha"
+        if not self.source:
+            return "value"
+        return "quantile" if math.isfinite(self.number) else ""
+
     def value(self, stored: Mapping[str, np.ndarray], at: np.ndarray) -> np.ndarray:
         """What replaces the activations of some neurons, but for ``slope``: float32 (k,)."""
         of = stored[self.source][at] if self.source else np.zeros(len(at))
