@@ -17,6 +17,7 @@ import confreg
 from confreg import ConfregError, models
 from confreg import effects as fx
 from confreg.models import Model
+from confreg.models.banks import Bank
 from confreg.models.experts import ROWS
 from confreg.models.placement import Placement
 from confreg.subjects.neurons import choose
@@ -25,8 +26,26 @@ FEW = ("qwen3_moe", "gpt_oss")
 EVERY = [
     pytest.param(name, marks=[] if name in FEW else [pytest.mark.slow]) for name in zoo.EXPERTS
 ]
-CHOSEN = [0, 7, 11, 20, 29, 38, 47]
-"""Neurons e·8 + i of six experts of eight."""
+SHARED = {
+    "qwen2_moe": ("shared_expert", 16),
+    "deepseek_v2": ("shared_experts", 16),
+    "deepseek_v3": ("shared_experts", 8),
+    "glm4_moe": ("shared_experts", 8),
+    "dots1": ("shared_experts", 8),
+    "ernie4_5_moe": ("shared_experts", 8),
+}
+"""The module of the shared expert, and how many neurons it has."""
+BEGIN_PLAIN = ("qwen3_moe", *SHARED)
+"""Whose first layer, as they are here, has an ordinary MLP, of 48 neurons."""
+
+
+def chosen(architecture: str, layer: int) -> list[tuple[int | str | None, int, int]]:
+    """Expert, index in it and index in the layer of neurons: of six experts of eight, and more."""
+    if layer == 0 and architecture in BEGIN_PLAIN:
+        return [(None, i, i) for i in (0, 17, 47)]
+    found = [(n // 8, n % 8, n) for n in (0, 7, 11, 20, 29, 38, 47)]
+    name, width = SHARED.get(architecture, ("", 0))
+    return [*found, *((name, i, 48 + i) for i in {0, width - 1} if width)]
 
 
 @functools.cache
@@ -46,8 +65,8 @@ def truth(architecture: str, layer: int):
     """By neuron: activation, where it is there, a value, and what setting it to that does."""
     judge, ids = oracle_of(architecture), zoo.tokens()
     found = []
-    for neuron in CHOSEN:
-        at = (layer, neuron // 8, neuron % 8)
+    for expert, index, _ in chosen(architecture, layer):
+        at = (layer, expert, index)
         activation, routed = judge.activation(ids, *at)
         value = float(activation[routed].mean()) + 1.5 if routed.any() else 1.5
         found.append((activation, routed, value, judge.edited(ids, *at, value)))
@@ -61,17 +80,18 @@ def test_the_table_is_tested_whole():
 @pytest.mark.parametrize("architecture", EVERY)
 def test_activations_are_there_where_tokens_are_routed(architecture):
     model = model_of(architecture)
-    assert (model.n_experts, model.n_neurons) == (6, 48)
+    assert (model.n_experts, model.width(-1)) == (6, 48 + SHARED.get(architecture, ("", 0))[1])
     for layer in (1, 2):
         experts = model.site(layer).neurons
         with model.trace(zoo.tokens()):
             seen = experts.input.save()
-        for neuron, (activation, routed, *_) in zip(CHOSEN, truth(architecture, layer)):
+        known = zip(chosen(architecture, layer), truth(architecture, layer))
+        for (*_, neuron), (activation, routed, *_) in known:
             assert torch.equal(~seen[:, neuron].isnan(), routed)
             torch.testing.assert_close(
                 seen[routed, neuron].double(), activation[routed], rtol=1e-4, atol=1e-5
             )
-    assert 0.1 < (~seen.isnan()).float().mean() < 0.9
+    assert 0.1 < (~seen[:, :48].isnan()).float().mean() < 0.9
 
 
 @pytest.mark.parametrize("engine", ["exact", "series", "forward"])
@@ -85,9 +105,16 @@ def test_an_earlier_layer_agrees_with_the_oracle(architecture):
     compare(architecture, 1, "forward")
 
 
+@pytest.mark.parametrize("architecture", [p for p in EVERY if p.values[0] in BEGIN_PLAIN])
+def test_a_layer_without_experts_agrees_with_the_oracle(architecture):
+    assert model_of(architecture).width(0) == 48
+    compare(architecture, 0, "forward")
+
+
 def compare(architecture: str, layer: int, engine: str) -> None:
     known = truth(architecture, layer)
-    edits = fx.Replace(torch.tensor(CHOSEN), torch.tensor([each[2] for each in known]))
+    neurons = [index for *_, index in chosen(architecture, layer)]
+    edits = fx.Replace(torch.tensor(neurons), torch.tensor([each[2] for each in known]))
     engines = tracing.ENGINES[engine]()
     unit = fx.Unit(tracing.all_tokens(zoo.tokens()), edits, engines, tracing.CHOSEN, layer=layer)
     found = tracing.measure(model_of(architecture), unit)["effects"].double()
@@ -109,14 +136,29 @@ def compare(architecture: str, layer: int, engine: str) -> None:
 @pytest.mark.parametrize("architecture", EVERY)
 def test_a_neuron_set_to_zero_is_one_without_its_weight(architecture):
     judge, ids = oracle_of(architecture), zoo.tokens()
-    edits = fx.Replace(torch.tensor(CHOSEN), torch.zeros(len(CHOSEN)))
+    neurons = chosen(architecture, 2)
+    edits = fx.Replace(torch.tensor([n for *_, n in neurons]), torch.zeros(len(neurons)))
     unit = fx.Unit(tracing.all_tokens(ids), edits, fx.Exact(), tracing.CHOSEN[:1], layer=2)
     found = tracing.measure(model_of(architecture), unit)["effects"][..., 0].double()
     before = experts_oracle.oracle.loss(judge.logits(ids), ids).flatten()
-    for mine, neuron in zip(found, CHOSEN):
-        logits = judge.without(ids, 2, neuron // 8, neuron % 8)
+    for mine, (expert, index, _) in zip(found, neurons):
+        logits = judge.without(ids, 2, expert, index)
         expected = experts_oracle.oracle.loss(logits, ids).flatten() - before
         assert (mine - expected).nan_to_num().abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("engine", ["exact", "series", "forward"])
+def test_an_ordinary_last_layer_has_all_engines(engine):
+    network, words = zoo.tiny("qwen3_moe", mlp_only_layers=[2])
+    judge, ids = experts_oracle.ExpertsOracle(network, "model.layers.{}.mlp.experts"), zoo.tokens()
+    edits, made = fx.Replace(torch.tensor([31]), torch.tensor([0.7])), tracing.ENGINES[engine]()
+    unit = fx.Unit(tracing.all_tokens(ids), edits, made, tracing.CHOSEN, layer=2)
+    (found,) = tracing.measure(Model.wrap(network, words), unit)["effects"].double()
+    expected = judge.edited(ids, 2, None, 31, 0.7)
+    for column, name in enumerate(tracing.EFFECTS):
+        if not name.startswith(("rank", "top1")):
+            assert (found[:, column] - expected[name]).nan_to_num().abs().max() <= 1e-4, name
+    assert expected["loss_total"].nan_to_num().abs().max() > 0.01
 
 
 OPTIONS = {
@@ -133,7 +175,11 @@ def checkpoint_of_experts(request, tmp_path_factory):
 
 
 def run(model, words, out, **options):
-    return confreg.run("entropy_neurons", model=model, text=words, out=out, **OPTIONS | options)
+    return run_of("entropy_neurons", model, words, out, **options)
+
+
+def run_of(recipe, model, words, out, **options):
+    return confreg.run(recipe, model=model, text=words, out=out, **OPTIONS | options)
 
 
 @pytest.mark.parametrize("engine", ["series", "exact", "forward"])
@@ -180,7 +226,8 @@ def test_offloaded_to_disk_it_is_the_same(architecture, tmp_path):
     )
     offloaded, inside = models.load(folder, placed), models.load(folder)
     assert any(p.is_meta for p in offloaded.site(2).neurons.experts._module.parameters())
-    edits = fx.Replace(torch.tensor(CHOSEN), torch.linspace(-1, 1, len(CHOSEN)))
+    neurons = [index for *_, index in chosen(architecture, 2)]
+    edits = fx.Replace(torch.tensor(neurons), torch.linspace(-1, 1, len(neurons)))
     for layer, engine in ((2, "exact"), (2, "series"), (1, "forward")):
         made = tracing.ENGINES[engine]()
         unit = fx.Unit(tracing.all_tokens(zoo.tokens()), edits, made, tracing.CHOSEN, layer=layer)
@@ -206,7 +253,11 @@ def test_sets_of_experts_neurons_go_together(checkpoint_of_experts, words, tmp_p
 @pytest.mark.parametrize(
     ("neurons", "said"),
     [
-        ("2.8", "'2.8' is not understood. Write all | 15.3.0"),
+        ("2.8", "layer 2 of this model has experts 0 to 5, each with neurons 0 to 7, and a shared"),
+        ("2.x", "'2.x' is not understood. Write all | 15.3.0"),
+        ("2.shared.16", "a shared one with neurons 0 to 15"),
+        ("0.32", "layer 0 of this model has an ordinary MLP with neurons 0 to 31"),
+        ("0.1.2", "layer 0 of this model has an ordinary MLP"),
         ("expert:6", "experts 0 to 5, each with neurons 0 to 7"),
         ("2.1.8", "experts 0 to 5, each with neurons 0 to 7"),
         ("2.1.5-3", "experts 0 to 5"),
@@ -215,13 +266,43 @@ def test_sets_of_experts_neurons_go_together(checkpoint_of_experts, words, tmp_p
 )
 def test_neurons_that_are_not_there(neurons, said):
     with pytest.raises(ConfregError, match=re.escape(said)):
-        choose(neurons, -1, 3, 48, 0, 6)
+        choose(neurons, -1, 3, 64, 0, [Bank(0, 32), Bank(6, 8), Bank(6, 8, 16)])
 
 
-def test_a_layer_without_experts_is_refused(words, tmp_path):
-    model = model_of("deepseek_v3")
-    with pytest.raises(ConfregError, match=r"Layer 0 of .* is an ordinary MLP without experts"):
-        run(model, words, tmp_path / "a.zarr", neurons="0.1.0")
+@pytest.mark.parametrize(
+    "architecture", ["deepseek_v3", pytest.param("qwen2_moe", marks=[pytest.mark.slow])]
+)
+def test_shared_experts_and_ordinary_layers_are_named_beside_routed_ones(
+    architecture, words, tmp_path
+):
+    model, judge = model_of(architecture), oracle_of(architecture)
+    expert, width = SHARED[architecture]
+    names = "0.5,2.shared.1-2,2.4.3"
+    ds = run(model, words, tmp_path / "a.zarr", neurons=names, activations=True).load()
+    declared.validate(ds)
+    assert ds["neuron"].values.tolist() == ["0.5", "2.4.3", "2.shared.1", "2.shared.2"]
+    assert ds["expert"].values.tolist() == [-2, 4, -1, -1]
+    assert ds["index"].values.tolist() == [5, 35, 49, 50]
+    kept = int(ds["keep"].sum())
+    routed = ds["routed_tokens"].values
+    assert routed[[0, 2, 3]].tolist() == [kept] * 3
+    assert 0 < routed[1] < kept
+    ids = [torch.from_numpy(part.values) for _, part in ds["token_id"].groupby(ds["sequence"])]
+    for name, at in {"0.5": (0, None, 5), "2.shared.2": (2, expert, 2)}.items():
+        seen = torch.cat([judge.activation(each[None], *at)[0] for each in ids])
+        mine = ds.sel(neuron=name)
+        assert np.abs(mine["activation"].values - seen.numpy()).max() < 1e-4
+        effects = [judge.edited(each[None], *at, seen.mean()) for each in ids]
+        loss = torch.cat([each["loss_total"] for each in effects])
+        found = torch.from_numpy(mine["effects"].sel(effect="loss_total").values).double()
+        assert (found - loss).nan_to_num().abs().max() < 1e-4
+    ds = run_of("token_frequency_neurons", model, words, tmp_path / "b.zarr", all_layers=True)
+    missing = ds["frequency_cosine_all"].isnull().sum("model_index")
+    assert missing.values.tolist() == [width, 0, 0]
+    every = choose("expert:shared", -1, 3, 64, 0, model.banks)
+    assert (len(every), every.names[-1]) == (width, f"2.shared.{width - 1}")
+    layer = choose("all", 0, 3, 64, 0, model.banks)
+    assert (len(layer), layer.names[-1]) == (48, "0.47")
 
 
 def test_a_sandbox_is_refused_before_anything_is_sent(checkpoint_of_experts, words):

@@ -285,7 +285,7 @@ class Study:
         if of is not None:
             self._check_tokens(of)
         spec = expand(spec, of or self.model) if spec else "all" if of is not None else self.named
-        chosen = choose(spec, layer, about.n_layers, about.n_neurons, self.seed, about.n_experts)
+        chosen = choose(spec, layer, about.n_layers, about.n_neurons, self.seed, about.banks)
         return neuron_axis(chosen, about.n_neurons, name)
 
     def every_neuron(self) -> NeuronAxis:
@@ -301,10 +301,10 @@ class Study:
         if self.options.neurons != "all":
             return self.neurons()
         about = self.model.about
-        layer = np.repeat(np.arange(about.n_layers), about.n_neurons)
-        index = np.tile(np.arange(about.n_neurons), about.n_layers)
-        each = about.n_neurons // about.n_experts if about.n_experts > 1 else 0
-        return neuron_axis(Neurons(layer, index, each), about.n_neurons)
+        widths = [about.width(layer) for layer in range(about.n_layers)]
+        layer = np.repeat(np.arange(about.n_layers), widths)
+        index = np.concatenate([np.arange(width) for width in widths])
+        return neuron_axis(Neurons(layer, index, about.banks), about.n_neurons)
 
     def _check_tokens(self, other: Network) -> None:
         mine, theirs = self.model.about.tokenizer, other.about.tokenizer

@@ -14,7 +14,12 @@ import torch
 
 
 class ExpertsOracle:
-    """Ablations of routed experts' neurons of one transformers model, in float64."""
+    """Ablations of experts' neurons of one transformers model, in float64.
+
+    An expert is a number, or the name of a shared one's module, or None where a layer has an
+    ordinary MLP: then its neurons are known by the weights of a plain down-projection, and by what
+    the whole MLP returns.
+    """
 
     def __init__(self, network: torch.nn.Module, path: str, norm: str = "model.norm") -> None:
         self.network = copy.deepcopy(network).double().eval()
@@ -25,13 +30,22 @@ class ExpertsOracle:
         """The module of a layer's experts."""
         return self.network.get_submodule(self.path.format(layer))
 
-    def column(self, layer: int, expert: int, index: int) -> torch.Tensor:
+    def writer(self, layer: int, expert: int | str | None) -> torch.nn.Module:
+        """The module whose output has what the neuron adds."""
+        if isinstance(expert, int):
+            return self.experts(layer)
+        return self.network.get_submodule(self.path.format(layer).rpartition(".")[0])
+
+    def column(self, layer: int, expert: int | str | None, index: int) -> torch.Tensor:
         """A view of a neuron's output weight, (d,)."""
+        if not isinstance(expert, int):
+            name = "down_proj" if expert is None else f"{expert}.down_proj"
+            return self.writer(layer, expert).get_submodule(name).weight.data[:, index]
         down = self.experts(layer).down_proj.data
         wide = down.shape[-1] == self.network.config.hidden_size
         return down[expert, index] if wide else down[expert, :, index]
 
-    def without(self, ids: torch.Tensor, layer: int, expert: int, index: int):
+    def without(self, ids: torch.Tensor, layer: int, expert: int | str | None, index: int):
         """Logits without the neuron, by its weight alone."""
         column = self.column(layer, expert, index)
         kept = column.clone()
@@ -45,28 +59,32 @@ class ExpertsOracle:
         with torch.no_grad():
             return self.network(input_ids=ids, use_cache=False).logits
 
-    def outputs(self, ids: torch.Tensor, layer: int):
-        """What a layer's experts return (T, d), and which experts each token has (T, k)."""
+    def outputs(self, ids: torch.Tensor, layer: int, expert: int | str | None):
+        """What the neuron's module returns (T, d), and which tokens go to the expert (T,) bool."""
         seen = {}
 
         def hook(module, args, output):
-            seen.update(output=output, index=args[1])
+            output = output.flatten(0, -2)
+            routed = torch.ones(len(output), dtype=torch.bool)
+            if isinstance(expert, int):
+                routed = (args[1] == expert).any(-1)
+            seen.update(output=output, routed=routed)
 
-        handle = self.experts(layer).register_forward_hook(hook)
+        handle = self.writer(layer, expert).register_forward_hook(hook)
         self.logits(ids)
         handle.remove()
-        return seen["output"], seen["index"]
+        return seen["output"], seen["routed"]
 
-    def activation(self, ids: torch.Tensor, layer: int, expert: int, index: int):
+    def activation(self, ids: torch.Tensor, layer: int, expert: int | str | None, index: int):
         """Routing weight times activation (T,), and where the token is routed there (T,) bool."""
         column = self.column(layer, expert, index)
         kept = column.clone()
-        with_it, routed = self.outputs(ids, layer)
+        with_it, routed = self.outputs(ids, layer, expert)
         column.zero_()
-        without_it, _ = self.outputs(ids, layer)
+        without_it, _ = self.outputs(ids, layer, expert)
         column.copy_(kept)
         found = (with_it - without_it) @ kept / kept.square().sum()
-        return found, (routed == expert).any(-1)
+        return found, routed
 
     def edited(self, ids, layer, expert, index, value):
         """Effects of setting the neuron to a value wherever it is there: (T,) each."""
@@ -84,7 +102,7 @@ class ExpertsOracle:
 
         norm = self.network.get_submodule(self.norm).register_forward_hook(pin)
         clean = self.logits(ids)
-        handle = self.experts(layer).register_forward_hook(add)
+        handle = self.writer(layer, expert).register_forward_hook(add)
         total, direct = self.logits(ids), self.logits(ids)
         handle.remove()
         norm.remove()

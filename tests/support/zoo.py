@@ -193,14 +193,17 @@ _LATENT = {
 }  # fmt: skip
 
 EXPERTS: dict[str, dict[str, Any]] = {
-    "qwen3_moe": _EXPERTS | {"decoder_sparse_step": 1},
+    "qwen3_moe": _EXPERTS | {"decoder_sparse_step": 1, "mlp_only_layers": [0]},
     "qwen2_moe": _EXPERTS
-    | {"decoder_sparse_step": 1, "shared_expert_intermediate_size": 16, "norm_topk_prob": False},
+    | {"decoder_sparse_step": 1, "shared_expert_intermediate_size": 16, "norm_topk_prob": False}
+    | {"mlp_only_layers": [0]},
     "olmoe": _EXPERTS | {"intermediate_size": 8, "norm_topk_prob": False},
     "mixtral": _LOCAL,
     "gpt_oss": _LOCAL
     | {"head_dim": 8, "swiglu_limit": 0.8, "sliding_window": 8, "layer_types": _SLIDING},
-    "deepseek_v2": _DEEPSEEK | _LATENT | {"topk_method": "group_limited_greedy"},
+    "deepseek_v2": _DEEPSEEK
+    | _LATENT
+    | {"n_shared_experts": 2, "topk_method": "group_limited_greedy"},
     "deepseek_v3": _DEEPSEEK | _LATENT,
     "glm4_moe": _DEEPSEEK,
     "dots1": _DEEPSEEK,

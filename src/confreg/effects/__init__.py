@@ -48,7 +48,7 @@ from .measures import (
 from .observed import unedited
 from .prediction import Comparison, Prediction
 from .readout import MetaWeightError, Readout, read_readout
-from .routed import Routed
+from .routed import Always, Routed
 from .site import Site
 from .tasks import (
     Activations,
@@ -74,6 +74,7 @@ __all__ = [
     "SURE",
     "Activations",
     "Along",
+    "Always",
     "AttendFirst",
     "Comparison",
     "Directions",

@@ -45,7 +45,7 @@ def frequency_cosines(sites, like, counts, memory=2**29, centre_vocabulary=True)
     Parameters
     ----------
     sites : list of Site
-        One a layer, L of them, each of n neurons.
+        One a layer, L of them, of n neurons at most.
     like : Tensor (..., d)
         Any activation of the residual stream.
     counts : Tensor (bytes, V) uint8
@@ -59,7 +59,8 @@ def frequency_cosines(sites, like, counts, memory=2**29, centre_vocabulary=True)
     Returns
     -------
     Tensor (L, n) float32, on the CPU
-        Norms are over the rows that tokens own; no (n, V) array is made.
+        NaN beyond a layer's own neurons. Norms are over the rows that tokens own; no (n, V) array
+        is made.
     """
     with torch.no_grad():
         log_frequency = log_frequencies(counts).to(like.device)
@@ -74,7 +75,7 @@ def frequency_cosines(sites, like, counts, memory=2**29, centre_vocabulary=True)
             w = readout.centre(weights_in_chunks(write, every, like, memory).double())
             norm = ((w @ gram) * w).sum(-1).clamp_min(1e-300).sqrt()
             found.append((w @ pulled / norm).float().cpu())
-        return torch.stack(found)
+        return torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=torch.nan)
 
 
 def products(rows, frequency):

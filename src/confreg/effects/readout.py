@@ -129,7 +129,7 @@ def neuron_directions(down_projection, neurons, width, like, multiplier=1.0):
         What the model multiplies the MLP's output by (Granite), else 1.
     """
     if hasattr(down_projection, "columns"):  # of experts, whose weights no call shows
-        return down_projection.columns(neurons).float().to(like.device) * multiplier
+        return down_projection.columns(neurons, like).float().to(like.device) * multiplier
     rows = torch.zeros(len(neurons) + 1, width, dtype=like.dtype, device=like.device)
     rows[torch.arange(len(neurons)), neurons] = 1  # the last row stays zero: the bias
     out = real(down_projection(rows)).float()

@@ -8,9 +8,15 @@ and nothing that is done to it does anything. Routing is left as it is.
 
 transformers keeps the experts of a layer in fused parameters of three dimensions, in one module
 that no call takes apart: these weights are read, where they are.
+
+An expert that all tokens share is an ordinary MLP beside them. Its neurons follow the routed ones,
+and are there at every token; where each token multiplies what it adds by a gate of its own, that
+is part of the activation, as the routing weight is.
 """
 
-from .readout import MetaWeightError, take
+import torch
+
+from .readout import MetaWeightError, neuron_directions, take
 
 
 class Routed:
@@ -24,23 +30,50 @@ class Routed:
         Experts, E, and neurons of each, I.
     fetch : callable, optional
         ``fetch(module)`` returns the module's own parameters by name, where they are offloaded.
+    whole : envoy, optional
+        The module around the experts, that adds what the shared one adds; needed where there is a
+        shared one.
+    shared : envoy, optional
+        Down-projection of the shared expert.
+    shared_width : int
+        Neurons of that, S.
+    shared_first : bool
+        Whether the shared expert is called before the routed ones.
+    shared_gate : envoy, optional
+        Gives a number a token, (T, 1), whose sigmoid multiplies what the shared expert adds.
 
     Attributes
     ----------
     is_routed : bool
         True.
-    input : Tensor (T, E·I)
+    input : Tensor (T, E·I + S)
         In a trace: the neurons. Setting it adds what changed times the output weights to what the
         experts return.
     """
 
     is_routed = True
 
-    def __init__(self, experts, count, width, fetch=None):
+    def __init__(
+        self,
+        experts,
+        count,
+        width,
+        fetch=None,
+        whole=None,
+        shared=None,
+        shared_width=0,
+        shared_first=False,
+        shared_gate=None,
+    ):
         self.experts = experts
         self.count = count
         self.width = width
         self.fetch = fetch
+        self.whole = whole
+        self.shared = shared
+        self.shared_width = shared_width
+        self.shared_first = shared_first
+        self.shared_gate = shared_gate
         self.seen = None
 
     def parameters(self):
@@ -57,10 +90,17 @@ class Routed:
         return found
 
     def read(self):
-        """The neurons of every token, (T, E·I), NaN where a token is not routed to them."""
+        """The neurons of every token, (T, E·I + S), NaN where a token is not routed to them."""
+        common = self.shared.input if self.shared is not None and self.shared_first else None
         given, named = self.experts.inputs
         hidden, index, weights = [*given, *named.values()][:3]
         self.seen = self.activations(hidden, index, weights)
+        if self.shared is not None:
+            common = self.shared.input if common is None else common
+            common = common.reshape(-1, self.shared_width)
+            if self.shared_gate is not None:
+                common = common * self.shared_gate.output.reshape(-1, 1).sigmoid()
+            self.seen = torch.cat([self.seen, common.to(self.seen)], -1)
         return self.seen
 
     def activations(self, hidden, index, weights):
@@ -88,25 +128,70 @@ class Routed:
             out[token, expert] = (found * weights[token, slot, None]).to(out)
         return out.flatten(1)
 
-    def columns(self, neurons):
-        """Output weights of some neurons, (n, d)."""
+    def columns(self, neurons, like):
+        """Output weights of some neurons, (n, d); ``like`` lends dtype and device."""
         module, down = self.experts._module, self.parameters()["down_proj"]
         neurons = neurons.to(down.device)
-        expert, index = neurons // self.width, neurons % self.width
-        return down[expert, index] if module.is_transposed else down[expert, :, index]
+        common = neurons >= self.count * self.width
+        routed = neurons.masked_fill(common, 0)
+        expert, index = routed // self.width, routed % self.width
+        found = down[expert, index] if module.is_transposed else down[expert, :, index]
+        if common.any():
+            own = (neurons[common] - self.count * self.width).to(like.device)
+            found = found.float()
+            found[common] = neuron_directions(self.shared, own, self.shared_width, like).to(found)
+        return found
 
     def write(self, changed):
-        """Make the neurons ``changed`` (T, E·I), where they are there at all."""
+        """Make the neurons ``changed`` (T, E·I + S), where they are there at all."""
         change = (changed - self.seen).nan_to_num(0.0)
         touched = (change != 0).any(0).nonzero()[:, 0]
-        added = change[:, touched].float() @ self.columns(touched).to(change.device).float()
-        output = self.experts.output
-        self.experts.output = (output.float() + added.view_as(output)).to(output)
-
-    def tokens(self, unit, seen):
-        """At how many kept tokens each edited neuron's expert is chosen, (n,) int64, on the CPU."""
-        kept = unit.tokens.positions[unit.tokens.keep]
-        there = take(seen, kept).index_select(-1, unit.edits.index.to(seen.device))
-        return (~there.isnan()).sum(0).cpu()
+        columns = self.columns(touched, change).to(change.device).float()
+        added = change[:, touched].float() @ columns
+        adding = self.experts if self.whole is None else self.whole
+        output = adding.output
+        adding.output = (output.float() + added.view_as(output)).to(output)
 
     input = property(read, write)
+
+
+class Always:
+    """The down-projection of an ordinary MLP in a family whose other layers have experts.
+
+    Parameters
+    ----------
+    down : envoy
+
+    Attributes
+    ----------
+    is_routed : bool
+        True: it is said at how many tokens neurons are there, which is at all.
+    input : Tensor (R, L, width)
+        In a trace: the neurons.
+    """
+
+    is_routed = True
+
+    def __init__(self, down):
+        self.down = down
+
+    def __call__(self, neurons):
+        """What the down-projection makes of them."""
+        return self.down(neurons)
+
+    def read(self):
+        """The neurons of every token."""
+        return self.down.input
+
+    def write(self, changed):
+        """Make the neurons ``changed``."""
+        self.down.input = changed
+
+    input = property(read, write)
+
+
+def routed_tokens(unit, seen):
+    """At how many kept tokens each edited neuron is there, (n,) int64, on the CPU."""
+    kept = unit.tokens.positions[unit.tokens.keep]
+    there = take(seen, kept).index_select(-1, unit.edits.index.to(seen.device))
+    return (~there.isnan()).sum(0).cpu()

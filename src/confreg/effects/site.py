@@ -4,6 +4,7 @@ import torch
 
 from .observed import Observed, activation_changes, unablated
 from .readout import read_readout, take
+from .routed import routed_tokens
 from .tally import Tally
 from .write import Write
 
@@ -132,7 +133,7 @@ class Site:
         with torch.no_grad(), torch.autocast(raw.device.type, enabled=False):
             out = measure(Observed(unit, readout, write, seen, residual, raw))
             if getattr(self.neurons, "is_routed", False) and hasattr(unit.edits, "index"):
-                out["routed_tokens"] = self.neurons.tokens(unit, seen)
+                out["routed_tokens"] = routed_tokens(unit, seen)
             return out
 
 

@@ -103,7 +103,7 @@ def engines(model: Any, ids: torch.Tensor) -> dict[str, float]:
         row's scale and softcap, from the model's own; ``"ahead"``: the largest change of earlier
         logits where the last token is another; ``"logit"``: the largest logit.
     """
-    index = torch.linspace(0, model.n_neurons - 1, NEURONS).long().unique()
+    index = torch.linspace(0, model.width(-1) - 1, NEURONS).long().unique()
     values = _values(model, ids, index)
     forward = _ablated(model, ids, index, values, fx.Forward())
     found = {"largest": float(forward.abs().max()), **_plainly(model, ids)}

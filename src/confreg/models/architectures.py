@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from confreg.models.banks import Bank
+
 
 def _of(config: Any, value: Any) -> Any:
     """A number, or the configuration's attribute, or a function of it."""
@@ -18,7 +20,8 @@ def _of(config: Any, value: Any) -> Any:
     return value(config) if callable(value) else value
 
 
-def _all_attend(config: Any) -> list[bool]:
+def every_layer(config: Any) -> list[bool]:
+    """True of each layer."""
     return [True] * config.num_hidden_layers
 
 
@@ -61,6 +64,18 @@ class Architecture:
     experts : str
         The configuration's attribute that says how many routed experts a layer has, of which the
         module at ``down_projection`` holds the weights; empty where there are none.
+    routes : callable
+        Of the configuration, in families with routed experts: which layers have them, of each.
+    plain, plain_width : str
+        Where the others have their down-projection, path from a layer; and the configuration's
+        attribute of how many neurons it has.
+    shared, shared_gate : str
+        Paths from a layer: down-projection of the expert that all tokens share, and what gives
+        the number whose sigmoid multiplies what it adds; empty where there is no such one.
+    shared_width : int, str or callable
+        Neurons of the shared expert, as ``width``.
+    shared_first : bool
+        Whether the shared expert is called before the routed ones.
     scale, multiplier : float, str or callable
         Numbers, the configuration's attributes, or functions of it: what raw logits, and what the
         MLP adds to the residual stream (after ``post_norm``), are multiplied by.
@@ -94,8 +109,15 @@ class Architecture:
     unembedding: str = "lm_head"
     width: str | int | Callable[[Any], int] = "intermediate_size"
     experts: str = ""
+    routes: Callable[[Any], list[bool]] = every_layer
+    plain: str = "mlp.down_proj"
+    plain_width: str = "intermediate_size"
+    shared: str = ""
+    shared_gate: str = ""
+    shared_width: str | int | Callable[[Any], int] = 0
+    shared_first: bool = False
     attention_out: str | None = None
-    attends: Callable[[Any], list[bool]] = _all_attend
+    attends: Callable[[Any], list[bool]] = every_layer
     no_heads: str = ""
     up: str = ""
     gate: str = ""
@@ -130,8 +152,18 @@ class Architecture:
         )
 
     def n_neurons(self, config: Any) -> int:
-        """Neurons of one layer: inputs of its down-projection, or of those of its experts."""
-        return int(_of(config, self.width)) * self.n_experts(config)
+        """Neurons of one layer, of the one that has most: inputs of down-projections."""
+        banks = self.banks(config)
+        return max(bank.size for bank in banks) if banks else int(_of(config, self.width))
+
+    def banks(self, config: Any) -> tuple[Bank, ...]:
+        """The neurons of each layer, in families with routed experts; empty in others."""
+        if not self.experts:
+            return ()
+        width, shared = (int(_of(config, each)) for each in (self.width, self.shared_width))
+        routed = Bank(self.n_experts(config), width, shared)
+        plain = Bank(0, int(getattr(config, self.plain_width)))
+        return tuple(routed if there else plain for there in self.routes(config))
 
     def n_experts(self, config: Any) -> int:
         """Routed experts of one layer; 1 where there are none."""

@@ -13,6 +13,7 @@ import numpy as np
 from confreg.errors import ConfregError
 from confreg.models import lookup
 from confreg.models.architectures import Architecture, resolve
+from confreg.models.banks import Bank
 from confreg.models.classes import weightless
 from confreg.models.quiet import quiet
 
@@ -36,10 +37,12 @@ class Description:
         What weights are held as in memory ("float32", "bfloat16", "nf4" ...), and in the
         checkpoint.
     n_layers, n_neurons, n_heads, d_model, vocab_size : int
-        Layers; neurons and query heads of one layer; width of the residual stream; rows of the
-        unembedding.
+        Layers; neurons (of the layer that has most) and query heads of one layer; width of the
+        residual stream; rows of the unembedding.
     n_experts : int
-        Routed experts of one layer, each with ``n_neurons / n_experts`` of its neurons; else 1.
+        Routed experts of one layer; 1 where there are none.
+    banks : tuple of Bank
+        In families with routed experts: the neurons of each layer.
     attends : tuple of bool
         Which layers have attention heads that can be told apart, of each.
     after_mlp : str
@@ -70,6 +73,7 @@ class Description:
     attends: tuple[bool, ...] = ()
     after_mlp: str = ""
     n_experts: int = 1
+    banks: tuple[Bank, ...] = ()
     sizes: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -84,6 +88,10 @@ class Description:
         ids = np.fromiter(self.tokenizer.get_vocab().values(), dtype=np.int64)
         found[ids[ids < self.vocab_size]] = True
         return found
+
+    def width(self, layer: int) -> int:
+        """Neurons of a layer; negative ones count from the end."""
+        return self.banks[layer].size if self.banks else self.n_neurons
 
     @property
     def parameters(self) -> int:
@@ -163,6 +171,7 @@ def describe_config(
         attends=tuple(row.has_heads(config)),
         after_mlp=row.after_mlp(config),
         n_experts=row.n_experts(config),
+        banks=row.banks(config),
         sizes=sizes or {},
     )
 
@@ -270,7 +279,7 @@ class Model:
         """Keywords of `confreg.effects.Write`: how a layer's neurons reach the residual stream."""
         post = self.post_readout or {"centred": False, "eps": 0.0}
         return {
-            "width": self.n_neurons,
+            "width": self.description.width(layer),
             "multiplier": self.multiplier * self._layer_scale(self.layer(layer)),
             "post_centred": post["centred"],
             "post_eps": post["eps"],
@@ -339,20 +348,26 @@ class Model:
 
     def down_proj(self, layer: int) -> Any:
         """Envoy of a layer's down-projection, whose input are the neurons; or its experts."""
-        path, block = self.description.row.down_projection, self._block(layer)
-        if not self.description.row.experts:
-            return resolve(block, path)
-        part, _, name = path.rpartition(".")
-        if not hasattr(resolve(block, part)._module, name):
-            raise ConfregError(
-                f"Layer {self.layer(layer)} of {self.name} is an ordinary MLP without experts; "
-                "confreg measures this family's layers that have them."
-            )
-        found = resolve(block, path)
-        from confreg.effects import Routed
+        row, block = self.description.row, self._block(layer)
+        if not row.experts:
+            return resolve(block, row.down_projection)
+        from confreg.effects import Always, Routed
 
-        each = self.n_neurons // self.n_experts
-        return Routed(found, self.n_experts, each, fetch=_offloaded(found))
+        bank = self.description.banks[layer]
+        if not bank.experts:
+            return Always(resolve(block, row.plain))
+        found = resolve(block, row.down_projection)
+        common = {}
+        if bank.shared:
+            gate = resolve(block, row.shared_gate) if row.shared_gate else None
+            common = {
+                "whole": resolve(block, row.down_projection.rpartition(".")[0]),
+                "shared": resolve(block, row.shared),
+                "shared_width": bank.shared,
+                "shared_first": row.shared_first,
+                "shared_gate": gate,
+            }
+        return Routed(found, bank.experts, bank.each, fetch=_offloaded(found), **common)
 
     def attention_out(self, layer: int) -> Any | None:
         """Envoy of a layer's attention output projection, whose input are its heads' outputs.

@@ -196,7 +196,8 @@ def frequency_cosines(
 
     def cosines(model_: Any, unit_: Any) -> dict[str, Any]:
         found = np.full((model.n_layers, model.n_neurons), np.nan, dtype=np.float32)
-        found[layers] = weights_of_layers(model_, unit_).numpy()
+        known = weights_of_layers(model_, unit_).numpy()
+        found[layers, : known.shape[1]] = known
         return {"frequency_cosine_all": found}
 
     text = "cosine of what the neuron writes to the logits and the token-frequency direction"

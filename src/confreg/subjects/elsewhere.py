@@ -83,7 +83,7 @@ def _of_lines(path: Path, model: Description) -> Neurons:
         if said == "all" or "random:" in said:
             raise ConfregError(f"--neurons: {where} names no neurons of its own: {said!r}.")
         try:
-            found = choose(said, -1, model.n_layers, model.n_neurons, 0, model.n_experts)
+            found = choose(said, -1, model.n_layers, model.n_neurons, 0, model.banks)
         except ConfregError as error:
             raise ConfregError(f"--neurons: {where}: {_bare(error)}") from error
         pairs += zip(found.layer.tolist(), found.index.tolist())
@@ -102,10 +102,12 @@ def _pair(where: str, record: Any, model: Description) -> tuple[int, int]:
             known = ", ".join(map(repr, record)) or "nothing"
             raise ConfregError(f"--neurons: {where} has no field {field!r}; it has {known}.")
     layer, index = (_whole(where, field, record[field]) for field in ("layer", "index"))
-    if not 0 <= layer < model.n_layers or not 0 <= index < model.n_neurons:
+    there = 0 <= layer < model.n_layers
+    if not there or not 0 <= index < model.width(layer):
+        width = model.width(layer) if there else model.n_neurons
         raise ConfregError(
             f"--neurons: {where} names neuron {layer}.{index}, and this model has layers 0 to "
-            f"{model.n_layers - 1} with neurons 0 to {model.n_neurons - 1}."
+            f"{model.n_layers - 1} with neurons 0 to {width - 1}."
         )
     return layer, index
 
@@ -149,5 +151,4 @@ def of_store(part: str, match: re.Match[str], network: Network) -> Neurons:
 def _sorted(pairs: np.ndarray, model: Description) -> Neurons:
     """Each once, by layer and index."""
     pairs = np.unique(pairs, axis=0)
-    each = model.n_neurons // model.n_experts if model.n_experts > 1 else 0
-    return Neurons(pairs[:, 0], pairs[:, 1], each)
+    return Neurons(pairs[:, 0], pairs[:, 1], model.banks)

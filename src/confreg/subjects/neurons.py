@@ -11,6 +11,7 @@ import numpy as np
 
 from confreg.axes import Axis, Label
 from confreg.errors import ConfregError
+from confreg.models.banks import SHARED, Bank
 from confreg.models.model import whole_layer
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ GRAMMAR = (
 _N = "[0-9]{1,9}"
 OF_EXPERTS = (
     "all | 15.3.0,15.3.17 (layer.expert.index) | 15.3.0-511 (first-last, both included) | "
-    "expert:3 | random:100 | @file | store.zarr:top:20:te | several of these joined by commas"
+    "15.shared.7 (a shared expert's) | 0.17 or 0:0-99 (a layer without experts) | "
+    "expert:3 | expert:shared | random:100 | @file | store.zarr:top:20:te | "
+    "several of these joined by commas"
 )
 
 
@@ -34,13 +37,13 @@ class Neurons:
     Attributes
     ----------
     layer, index : ndarray (n,) int64
-    each : int
-        Neurons of one expert, of which a layer's follow each other; 0 where there are none.
+    banks : sequence of Bank
+        In families with routed experts: the neurons of each layer of the model.
     """
 
     layer: np.ndarray
     index: np.ndarray
-    each: int = 0
+    banks: Sequence[Bank] = ()
 
     def __len__(self) -> int:
         return len(self.layer)
@@ -48,10 +51,17 @@ class Neurons:
     @property
     def names(self) -> np.ndarray:
         """``"layer.index"``, or of experts ``"layer.expert.index"``, (n,) object."""
-        within = [str(i) for i in self.index.tolist()]
-        if self.each:
-            within = [f"{i // self.each}.{i % self.each}" for i in self.index.tolist()]
-        return np.array([f"{a}.{b}" for a, b in zip(self.layer.tolist(), within)], dtype=object)
+        pairs = zip(self.layer.tolist(), self.index.tolist())
+        if not self.banks:
+            return np.array([f"{layer}.{i}" for layer, i in pairs], dtype=object)
+        found = [f"{layer}.{self.banks[layer].name(i)}" for layer, i in pairs]
+        return np.array(found, dtype=object)
+
+    @property
+    def experts(self) -> np.ndarray:
+        """The routed expert of each, -1 of a shared one, -2 of an ordinary MLP, (n,) int32."""
+        pairs = zip(self.layer.tolist(), self.index.tolist())
+        return np.array([self.banks[layer].expert(i) for layer, i in pairs], dtype=np.int32)
 
     @property
     def layers(self) -> list[int]:
@@ -95,16 +105,15 @@ def neuron_axis(neurons: Neurons, width: int, name: str = "neuron") -> NeuronAxi
     """Neurons as an axis; a partner's labels have its name before them."""
     before = "" if name == "neuron" else f"{name}_"
     labels = {
-        name: Label(neurons.names, f"neuron, as layer.{'expert.' if neurons.each else ''}index"),
+        name: Label(neurons.names, f"neuron, as layer.{'expert.' if neurons.banks else ''}index"),
         f"{before}layer": Label(neurons.layer.astype(np.int32), "layer of the neuron, from 0"),
         f"{before}index": Label(
             neurons.index.astype(np.int32), "index of the neuron in its layer, from 0"
         ),
     }
-    if neurons.each:
-        labels[f"{before}expert"] = Label(
-            (neurons.index // neurons.each).astype(np.int32), "expert that the neuron belongs to"
-        )
+    if neurons.banks:
+        text = "routed expert of the neuron; -1: a shared expert's, -2: an ordinary MLP's"
+        labels[f"{before}expert"] = Label(neurons.experts, text)
     layers = ", ".join(map(str, neurons.layers))
     return NeuronAxis(
         name,
@@ -134,7 +143,7 @@ def choose(
     n_layers: int,
     n_neurons: int,
     seed: int | Sequence[int],
-    n_experts: int = 1,
+    banks: Sequence[Bank] = (),
 ) -> Neurons:
     """Read a specification.
 
@@ -148,8 +157,8 @@ def choose(
         Of the model: its layers, and neurons per layer.
     seed : int or sequence of int
         Of ``random:N``, which draws none that is named or drawn otherwise.
-    n_experts : int
-        Routed experts that a layer's neurons belong to; 1 where there are none.
+    banks : sequence of Bank
+        The neurons of each layer, in families with routed experts.
 
     Raises
     ------
@@ -162,37 +171,36 @@ def choose(
     found: set[tuple[int, int]] = set()
     for part in parts:
         if part not in drawn:
-            found.update(_part(part, default, n_layers, n_neurons, n_experts))
+            found.update(_part(part, default, n_layers, n_neurons, banks))
     rng = np.random.default_rng(seed)
     for part in drawn:
-        found.update(_drawn(part, default, n_neurons, rng, found))
+        found.update(_drawn(part, default, banks[default].size if banks else n_neurons, rng, found))
     if not found:
-        raise ConfregError(f"--neurons {spec!r} names no neuron. Write {_grammar(n_experts)}.")
-    pairs = np.array(sorted(found), dtype=np.int64)
-    return Neurons(pairs[:, 0], pairs[:, 1], n_neurons // n_experts if n_experts > 1 else 0)
-
-
-def _grammar(n_experts: int) -> str:
-    return OF_EXPERTS if n_experts > 1 else GRAMMAR
-
-
-def _of_experts(
-    part: str, default: int, n_layers: int, each: int, n_experts: int
-) -> list[tuple[int, int]]:
-    """Neurons of routed experts: those of one, or a span of its own."""
-    if match := re.fullmatch(rf"expert:({_N})", part):
-        layer, expert, first, last = default, int(match[1]), 0, each - 1
-    elif match := re.fullmatch(rf"(-?{_N})\.({_N})\.({_N})(?:-({_N}))?", part):
-        layer, expert = whole_layer(int(match[1]), n_layers), int(match[2])
-        first, last = int(match[3]), int(match[4] or match[3])
-    else:
-        raise ConfregError(f"--neurons: {part!r} is not understood. Write {OF_EXPERTS}.")
-    if expert >= n_experts or last < first or last >= each:
         raise ConfregError(
-            f"--neurons {part}: a layer of this model has experts 0 to {n_experts - 1}, each with "
-            f"neurons 0 to {each - 1}."
+            f"--neurons {spec!r} names no neuron. Write {OF_EXPERTS if banks else GRAMMAR}."
         )
-    return [(layer, expert * each + i) for i in range(first, last + 1)]
+    pairs = np.array(sorted(found), dtype=np.int64)
+    return Neurons(pairs[:, 0], pairs[:, 1], banks)
+
+
+def _of_experts(part: str, default: int, banks: Sequence[Bank]) -> list[tuple[int, int]] | None:
+    """Neurons of one expert, all or a span; None if the part names none of an expert."""
+    last = None
+    if match := re.fullmatch(rf"expert:({_N}|{SHARED})", part):
+        layer, expert, first = default, match[1], 0
+    elif match := re.fullmatch(rf"(-?{_N})\.({_N}|{SHARED})\.({_N})(?:-({_N}))?", part):
+        layer, expert, first = whole_layer(int(match[1]), len(banks)), match[2], int(match[3])
+        last = int(match[4] or match[3])
+    else:
+        return None
+    found = banks[layer].bounds(expert)
+    if found is not None:
+        last = found[1] - 1 if last is None else last
+    if found is None or last is None or last < first or last >= found[1]:
+        raise ConfregError(
+            f"--neurons {part}: layer {layer} of this model has {banks[layer].describe()}."
+        )
+    return [(layer, found[0] + i) for i in range(first, last + 1)]
 
 
 def _drawn(
@@ -218,19 +226,26 @@ def _drawn(
 
 
 def _part(
-    part: str, default: int, n_layers: int, n_neurons: int, n_experts: int
+    part: str, default: int, n_layers: int, n_neurons: int, banks: Sequence[Bank]
 ) -> list[tuple[int, int]]:
     if part == "all":
-        return [(default, i) for i in range(n_neurons)]
-    if n_experts > 1:
-        return _of_experts(part, default, n_layers, n_neurons // n_experts, n_experts)
+        return [(default, i) for i in range(banks[default].size if banks else n_neurons)]
+    if banks and (found := _of_experts(part, default, banks)) is not None:
+        return found
     if match := re.fullmatch(rf"(-?{_N})\.({_N})", part):
         first = last = int(match[2])
     elif match := re.fullmatch(rf"(-?{_N}):({_N})(?:-({_N}))?", part):
         first, last = int(match[2]), int(match[3] or match[2])
     else:
-        raise ConfregError(f"--neurons: {part!r} is not understood. Write {GRAMMAR}.")
+        raise ConfregError(
+            f"--neurons: {part!r} is not understood. Write {OF_EXPERTS if banks else GRAMMAR}."
+        )
     layer = whole_layer(int(match[1]), n_layers)
+    if banks and (banks[layer].experts or last < first or last >= banks[layer].size):
+        raise ConfregError(
+            f"--neurons {part}: layer {layer} of this model has {banks[layer].describe()}. "
+            f"Write {OF_EXPERTS}."
+        )
     if last < first or last >= n_neurons:
         raise ConfregError(
             f"--neurons {part}: a layer of this model has neurons 0 to {n_neurons - 1}."

@@ -12,6 +12,7 @@ import numpy as np
 
 from confreg.axes import Axis, Label, Later
 from confreg.errors import ConfregError
+from confreg.models.banks import Bank
 from confreg.subjects import matched
 from confreg.subjects.matched import Drawn
 from confreg.subjects.neurons import NeuronAxis, Neurons, choose, neuron_axis
@@ -48,8 +49,8 @@ class Sets:
     gap : ndarray (n,)
         How far the norms of a random set's neurons are from those that they stand for, as of
         `Drawn`; 0 of chosen sets, NaN where norms play no part.
-    each : int
-        Neurons of one expert, as of `Neurons`.
+    banks : sequence of Bank
+        As of `Neurons`.
     ways : tuple of Way
         What each is fixed to, where that is not mean + k·σ.
     """
@@ -62,7 +63,7 @@ class Sets:
     deviation: np.ndarray
     clipped: np.ndarray
     gap: np.ndarray
-    each: int = 0
+    banks: Sequence[Bank] = ()
     ways: tuple[Way, ...] = ()
 
     def __len__(self) -> int:
@@ -77,7 +78,7 @@ class Sets:
     def neurons(self) -> Neurons:
         """Every neuron that is in a set."""
         index = np.unique(np.concatenate(self.members))
-        return Neurons(np.full_like(index, self.layer[0]), index, self.each)
+        return Neurons(np.full_like(index, self.layer[0]), index, self.banks)
 
     def describe(self) -> str:
         """How many, in words."""
@@ -179,11 +180,12 @@ def sets_like(draw: Callable[[np.ndarray | None], Sets], width: int) -> LaterSet
     draw : callable
         ``draw(norms)``: the sets, by the norms (width,) of the layer's neurons.
     width : int
-        Neurons of a layer.
+        Neurons of a layer, of the one that has most.
     """
     assumed = draw(None)
-    index = np.arange(width)
-    layer = neuron_axis(Neurons(np.full_like(index, assumed.layer[0]), index, assumed.each), width)
+    which, banks = int(assumed.layer[0]), assumed.banks
+    index = np.arange(banks[which].size if banks else width)
+    layer = neuron_axis(Neurons(np.full_like(index, which), index, banks), width)
 
     def known(stored: Mapping[str, np.ndarray]) -> Axis:
         norms = stored["w_out_norm"]
@@ -288,10 +290,11 @@ def against_controls(
     """
     rng = np.random.default_rng(seed)
     chosen = _chosen(spec, layer, model, seed)
+    width = model.width(int(chosen[0].layer[0]))
     rows: list[_Row] = []
     for number, part in enumerate(chosen):
         # Controls hold none of the set's own neurons.
-        drawn = _draw(rng, model, part.index, part.index, len(part), random_sets, norms)
+        drawn = _draw(rng, width, part.index, part.index, len(part), random_sets, norms)
         for k in _deviations(deviations):
             at = f":{k:+g}σ" if k else ""
             rows.append(_Row(part.index, f"chosen-{number}{at}", "chosen", number, k))
@@ -299,7 +302,7 @@ def against_controls(
                 _Row(one.members, f"random-{number}.{i}{at}", "random", number, k, gap=one.gap)
                 for i, one in enumerate(drawn)
             ]
-    return _sets(rows, chosen[0].layer[0], chosen[0].each)
+    return _sets(rows, chosen[0].layer[0], chosen[0].banks)
 
 
 def alone_and_joint(
@@ -330,8 +333,9 @@ def alone_and_joint(
     rng = np.random.default_rng(seed)
     chosen = _chosen(spec, layer, model, seed)
     layer, count = int(chosen[0].layer[0]), random_sets
+    width = model.width(layer)
     every = np.unique(np.concatenate([part.index for part in chosen]))
-    names = Neurons(np.full_like(every, layer), every, chosen[0].each).names
+    names = Neurons(np.full_like(every, layer), every, chosen[0].banks).names
     joint = [part.index for part in chosen if len(part) > 1]
     families = [
         [(every[i : i + 1], str(names[i])) for i in range(len(every))],
@@ -341,7 +345,7 @@ def alone_and_joint(
     for number, family in enumerate(families):
         size = len(family[0][0])
         like = every if size == 1 else family[0][0]
-        drawn = _draw(rng, model, every, like, size, count, norms)
+        drawn = _draw(rng, width, every, like, size, count, norms)
         for clipped in (False, True):
             at = ":clipped" if clipped else ""
             rows += [_Row(m, label + at, "chosen", number, 0.0, clipped) for m, label in family]
@@ -351,7 +355,7 @@ def alone_and_joint(
                 )
                 for i, one in enumerate(drawn)
             ]
-    return _sets(rows, layer, chosen[0].each)
+    return _sets(rows, layer, chosen[0].banks)
 
 
 def fixed(
@@ -381,10 +385,11 @@ def fixed(
     rng = np.random.default_rng(seed)
     chosen = _chosen(spec, layer, model, seed)
     every = np.unique(np.concatenate([part.index for part in chosen]))
+    width = model.width(int(chosen[0].layer[0]))
     rows: list[_Row] = []
     # The ways of a set stand side by side: what it writes is found once for all of them.
     for number, part in enumerate(chosen):
-        drawn = _draw(rng, model, every, part.index, len(part), random_sets, norms)
+        drawn = _draw(rng, width, every, part.index, len(part), random_sets, norms)
         found = [(part.index, f"chosen-{number}", "chosen", 0.0)]
         found += [(m, f"random-{number}.{i}", "random", gap) for i, (m, gap) in enumerate(drawn)]
         rows += [
@@ -392,7 +397,7 @@ def fixed(
             for members, label, kind, gap in found
             for way in ways
         ]
-    sets = _sets(rows, int(chosen[0].layer[0]), chosen[0].each)
+    sets = _sets(rows, int(chosen[0].layer[0]), chosen[0].banks)
     return replace(sets, ways=tuple(ways) * (len(rows) // len(ways)))
 
 
@@ -408,7 +413,7 @@ class _Row(NamedTuple):
     gap: float = 0.0
 
 
-def _sets(rows: list[_Row], layer: int, each: int) -> Sets:
+def _sets(rows: list[_Row], layer: int, banks: Sequence[Bank]) -> Sets:
     members, labels, kind, control, deviation, clipped, gap = zip(*rows)
     return Sets(
         members=list(members),
@@ -419,7 +424,7 @@ def _sets(rows: list[_Row], layer: int, each: int) -> Sets:
         deviation=np.array(deviation, dtype=np.float32),
         clipped=np.array(clipped),
         gap=np.array(gap),
-        each=each,
+        banks=banks,
     )
 
 
@@ -437,7 +442,7 @@ def _chosen(spec: str, layer: int, model: Description, seed: int) -> list[Neuron
             model.n_layers,
             model.n_neurons,
             [seed, number] if number else seed,  # random neurons of another set are others
-            model.n_experts,
+            model.banks,
         )
         for number, part in enumerate(spec.split(";"))
     ]
@@ -451,21 +456,21 @@ def _chosen(spec: str, layer: int, model: Description, seed: int) -> list[Neuron
 
 def _draw(
     rng: np.random.Generator,
-    model: Description,
+    width: int,
     without: np.ndarray,
     like: np.ndarray,
     size: int,
     count: int,
     norms: np.ndarray | None,
 ) -> list[Drawn]:
-    """``count`` random sets of ``size`` neurons, none of those in ``without``, no two alike.
+    """``count`` random sets of ``size`` of a layer's ``width`` neurons, no two alike.
 
-    With ``norms`` they are like the neurons ``like``.
+    They hold none of those in ``without``. With ``norms`` they are like the neurons ``like``.
     """
-    others = np.setdiff1d(np.arange(model.n_neurons), without)
+    others = np.setdiff1d(np.arange(width), without)
     if len(others) < size or math.comb(len(others), size) < count:
         raise ConfregError(
-            f"{len(without)} chosen of the layer's {model.n_neurons} neurons leave too few for "
+            f"{len(without)} chosen of the layer's {width} neurons leave too few for "
             f"{count} random sets of {size}: name fewer with --neurons, or lower random_sets."
         )
     if norms is not None and size == 1:
