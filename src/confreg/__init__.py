@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from confreg import derive, effects, steps
     from confreg.api import plan, run
     from confreg.axes import Axis, Label, Variable
+    from confreg.many import along_models, run_each
     from confreg.models.network import Network
     from confreg.results.comparing import compare
     from confreg.results.families import families
@@ -37,6 +38,7 @@ __all__ = [
     "Network",
     "Step",
     "Variable",
+    "along_models",
     "compare",
     "derive",
     "effects",
@@ -47,6 +49,7 @@ __all__ = [
     "recipe",
     "redundancy",
     "run",
+    "run_each",
     "series",
     "steps",
 ]
@@ -58,6 +61,7 @@ _LAZY = {
     "Network": ("confreg.models.network", "Network"),
     "Step": ("confreg.sweep.step", "Step"),
     "Variable": ("confreg.axes", "Variable"),
+    "along_models": ("confreg.many", "along_models"),
     "compare": ("confreg.results.comparing", "compare"),
     "derive": ("confreg.derive", None),
     "effects": ("confreg.effects", None),
@@ -67,6 +71,7 @@ _LAZY = {
     "plan": ("confreg.api", "plan"),
     "redundancy": ("confreg.results.redundancy", "redundancy"),
     "run": ("confreg.api", "run"),
+    "run_each": ("confreg.many", "run_each"),
     "series": ("confreg.results.series", "series"),
     "steps": ("confreg.steps", None),
 }

@@ -26,17 +26,20 @@ def _option(
     word: Mapping[str, Any] | None = None,
     joins: str = "",
     splits: bool = False,
+    several: bool = False,
 ) -> Any:
     """An option.
 
     ``least`` and ``above`` bound numbers; ``shared``: part of what a run must share with a store to
     go on with it; ``flag``: whether the command line has it as ``--name``; ``word``: words that
     stand for values; ``joins``: what a list of texts is put together by, where one text is wanted;
-    ``splits``: whether texts of a list are lists themselves, by commas.
+    ``splits``: whether texts of a list are lists themselves, by commas; ``several``: whether the
+    command line may name several, of which each is a run.
     """
     meta = {
         "help": help, "metavar": metavar, "least": least, "above": above, "shared": shared,
         "flag": flag, "word": word or {}, "joins": joins, "splits": splits,
+        "several": several,
     }  # fmt: skip
     return field(default=default, metadata=meta)
 
@@ -46,7 +49,10 @@ class Options:
     """What a run may be told."""
 
     model: Any = _option(
-        "smollm2-135m", "alias, Hugging Face id[@revision], folder or GGUF file", metavar="M"
+        "smollm2-135m",
+        "alias, Hugging Face id[@revision], folder or GGUF file",
+        metavar="M",
+        several=True,
     )
     adapter: str | Path | None = _option(
         None, "adapter of the model (peft): folder or Hugging Face id[@revision]", metavar="A"

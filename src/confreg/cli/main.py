@@ -104,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_plan,
         _add_show,
         _add_compare,
+        _add_atlas,
         _add_report,
         _add_netcdf,
         _add_counts,
@@ -175,6 +176,8 @@ def _add_option(parser: argparse.ArgumentParser, option: dataclasses.Field[Any])
     given["choices" if choices(kind) else "metavar"] = choices(kind) or meta(option, "metavar")
     if "list" in str(kind):
         given |= {"nargs": "+", "action": "extend"}
+    elif meta(option, "several"):
+        given |= {"action": "append"}
     parser.add_argument(flag, help=text, **given)
 
 
@@ -236,6 +239,20 @@ def _add_compare(commands: Any) -> None:
         help="resamples of documents (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="S")
+
+
+def _add_atlas(commands: Any) -> None:
+    parser = _command(
+        commands, "atlas", _atlas, "show all models of a folder on the same axes",
+        "The folder is what `confreg run RECIPE --model A --model B --out FOLDER` writes.",
+    )  # fmt: skip
+    parser.add_argument("folder", metavar="FOLDER")
+    parser.add_argument(
+        "-o", dest="page", metavar="page.html", help="default: beside the folder, with .html"
+    )
+    parser.add_argument(
+        "--parquet", metavar="O.parquet", help="write the tables of all models as one file, too"
+    )
 
 
 def _add_netcdf(commands: Any) -> None:
@@ -336,6 +353,10 @@ def _options(options: argparse.Namespace) -> dict[str, Any]:
 
     names = [option.name for option in dataclasses.fields(Options) if meta(option, "flag")]
     given = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    several = [option.name for option in dataclasses.fields(Options) if meta(option, "several")]
+    for name in several:
+        if len(given.get(name, [])) == 1:
+            (given[name],) = given[name]
     return {
         **given,
         "profile": options.profile,
@@ -364,6 +385,9 @@ def _run(options: argparse.Namespace) -> None:
     from confreg.cli import tables
 
     request = _options(options)
+    if isinstance(request.get("model"), list):
+        _run_each(options, request)
+        return
     ds = api.run(
         options.recipe,
         **request,
@@ -379,11 +403,42 @@ def _run(options: argparse.Namespace) -> None:
             print(f"confreg: warning: {ds.attrs[name]}", file=sys.stderr)
 
 
+def _run_each(options: argparse.Namespace, request: dict[str, Any]) -> None:
+    """Several models: a store each, in the folder ``--out``."""
+    from confreg import many
+
+    request = {**request, "out": options.out or f"runs/{_stem(options.recipe)}"}
+    tree = many.run_each(
+        options.recipe, request.pop("model"), overwrite=options.overwrite,
+        progress=not options.quiet, command_line=options.command_line, **request,
+    )  # fmt: skip
+    if not options.quiet:
+        print(f"\nDatasets of {len(tree.children)} models: {request['out']}   "
+              f"page: confreg atlas {request['out']}")  # fmt: skip
+
+
 def _plan(options: argparse.Namespace) -> None:
     from confreg import api
     from confreg.cli import tables
 
-    tables.print_plan(api.plan(options.recipe, **_options(options)))
+    request = _options(options)
+    models = request.pop("model", None)
+    for model in models if isinstance(models, list) else [models]:
+        given = request if model is None else {**request, "model": model}
+        tables.print_plan(api.plan(options.recipe, **given))
+
+
+def _atlas(options: argparse.Namespace) -> None:
+    from confreg import many, report
+    from confreg.results import atlas
+    from confreg.results import open as opening
+
+    with opening.reading(options.folder):
+        tree = many.open_folder(options.folder)
+        page = options.page or _beside(options.folder, ".html")
+        print(report.write(atlas.atlas(tree), page))
+        if options.parquet:
+            print(many.write_parquet(tree, options.parquet))
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ part to it.
 """
 
 # Sections appear on the page in the order in which these modules register them.
-from confreg.report import comparison  # isort: skip
+from confreg.report import atlas, comparison  # isort: skip
 from confreg.report import aligned, attention, conflicts, doses  # isort: skip
 from confreg.report import groups, grouped  # isort: skip  # noqa: F401
 from confreg.report import neurons, census, reliability, jobs  # isort: skip  # noqa: F401
@@ -17,6 +17,7 @@ __all__ = [
     "Figure",
     "Section",
     "aligned",
+    "atlas",
     "attention",
     "census",
     "comparison",

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 import zarr
@@ -26,7 +27,9 @@ def open(path: str | Path) -> xr.Dataset:
     Parameters
     ----------
     path : str or Path
-        A Zarr directory that `confreg.run` wrote, or a netCDF file written from one.
+        A Zarr directory that `confreg.run` wrote, or a netCDF file written from one; of a folder of
+        such directories, as `confreg.run_each` writes it, all that are finished are opened, as an
+        `xarray.DataTree`.
 
     Raises
     ------
@@ -39,6 +42,11 @@ def open(path: str | Path) -> xr.Dataset:
     path = Path(path).expanduser()
     if path.is_file():
         return _tidy(_open_netcdf(path))
+    from confreg import many
+
+    if many.is_folder(path):
+        tree: Any = many.open_folder(path)
+        return tree
     root = open_root(path)
     try:
         _check_whole(path, root)
