@@ -109,3 +109,14 @@ def test_effects_are_written_after_quantity_and_pathway():
     ]  # fmt: skip
     assert wording.quantities(synthetic(), "effect")[:2] == ["Δ loss", "Δ loss (norm frozen)"]
     assert tables.split_column("effect_mean[loss_total]") == ("effect_mean", "loss_total")
+
+
+def test_universal_neurons_are_ranked_by_their_excess_correlation():
+    """Not by whatever number comes first."""
+    values = {"w_out_norm": [3.0, 1.0, 2.0], "excess_correlation": [0.1, 0.7, np.nan]}
+    found = xr.Dataset(
+        {name: ("neuron", v) for name, v in values.items()},
+        coords={"neuron": ["0.0", "0.1", "0.2"]},
+    )
+    assert tables.rank_by(tables.table(found)) == "excess_correlation"
+    assert found.confreg.top(n=1).index.tolist() == ["0.1"]

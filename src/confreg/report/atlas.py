@@ -25,6 +25,7 @@ def by_depth(ds: xr.Dataset, name: str, title: str, role: str = "") -> go.Figure
         figure.add_scatter(
             x=ds["depth"].values, y=array.isel(model=at).values, name=str(model),
             mode="lines+markers", line={"color": CYCLE[at % len(CYCLE)], "width": 2},
+            connectgaps=True,  # fewer layers than bins
             hovertemplate=f"{model}<br>depth %{{x:.2f}}<br>%{{y:.4g}}<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title="relative depth", range=[0, 1])
@@ -104,7 +105,7 @@ def atlas(ds: xr.Dataset, options: Options) -> Section:
             for role in ds["role_name"].values
             if np.nanmax(ds["role_share"].sel(role_name=role).values) > 0
         ]  # fmt: skip
-    for name, title in (("median_kurtosis", "median kurtosis"), ("median_cosine", "cos(in, out)")):
+    for name, title in (("median_kurtosis", "kurtosis"), ("median_cosine", "cos(in, out)")):
         if name in ds:
             figures.append(
                 Figure(name, by_depth(ds, name, title), f"{title}, median by relative depth.")
