@@ -285,3 +285,35 @@ def test_tables_and_pages_say_what_an_activation_goes_with(tmp_path, capsys):
     # Without activations nothing is said.
     assert families.in_words(ds.drop_vars("activation"), "neuron", names) == {}
     assert families.in_words(ds, "set", names) == {}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_recipe_says_what_a_store_of_activations_says(kind, checkpoint, tmp_path):
+    """Sums by token, in small units, against every activation."""
+    text = [" ".join(f"w{2 + (i * 7 + j * j) % 60}" for i in range(60)) for j in range(30)]
+    options = {
+        "model": str(checkpoint(kind)), "text": text, "neurons": "1:0-3,2:0-5", "progress": False,
+        "sequence_length": 32, "max_tokens": 1200, "unit_tokens": 96,
+    }  # fmt: skip
+    whole = confreg.run("activations", activations=True, out=tmp_path / "a.zarr", **options)
+    stored = confreg.families(whole)
+    ds = confreg.run("families", out=tmp_path / "f.zarr", **options).load()
+    assert ds["feature"].values.tolist() == stored["feature"].values.tolist()
+    np.testing.assert_allclose(ds["feature_share"], stored["feature_share"], rtol=1e-6)
+    for name in ("reduction", "family_reduction", "family_mean", "position_information"):
+        np.testing.assert_allclose(ds[name], stored[name], atol=2e-4, rtol=1e-3, err_msg=name)
+    # Both floors are about what shuffled labels give.
+    assert ds.attrs["family_chance"] == pytest.approx(stored.attrs["family_chance"], rel=0.5)
+    both = (ds["family"].values != "") & (stored["family"].values != "")
+    assert both.any()
+    assert (ds["family"].values[both] == stored["family"].values[both]).all()
+    named = ds["family_reduction"].values > ds.attrs["family_chance"]
+    assert ((ds["family"].values != "") == named).all()
+
+
+def test_a_recipe_without_features_is_a_sentence(checkpoint, words, tmp_path):
+    with pytest.raises(ConfregError, match="No feature of the tokens"):
+        confreg.run(
+            "families", model=str(checkpoint("llama")), text=words, least=10_000,
+            out=tmp_path / "f.zarr", progress=False, sequence_length=16, max_tokens=64,
+        )  # fmt: skip

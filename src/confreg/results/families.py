@@ -6,18 +6,12 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Callable, Iterator
-
 import numpy as np
 import xarray as xr
 
+from confreg.derive.features import features, first_largest
 from confreg.errors import ConfregError
 from confreg.results import activity
-
-SYMBOLS = tuple(".,;:!?'\"`()[]{}<>-_/\\|@#$%&*+=~^")
-ENDINGS = ("ing", "ed", "s", "ly", "er", "est", "ion", "ment", "able", "ive", "al", "ful", "ity")
-BEGINNINGS = ("un", "re", "in", "dis", "pre", "con", "de", "ex", "en", "over", "sub", "trans")
 
 
 def families(
@@ -64,7 +58,7 @@ def families(
         No activations, or no feature that ``least`` tokens have.
     """
     keep = activity.kept_tokens(ds, "families")
-    names, marks = _features(ds, keep, least)
+    names, marks = _marks(ds, keep, least)
     if not names:
         raise ConfregError(
             f"No feature of the tokens is there at {least} kept tokens and absent at as many: give "
@@ -84,7 +78,7 @@ def families(
         z = activity.standardised(values)
         constant = np.abs(z).max(1) == 0
         reduction[rows] = np.where(constant[:, None], np.nan, _reduction(z, marks, share))
-        best = np.where(constant, 0, np.nan_to_num(reduction[rows], nan=-1).argmax(1))
+        best = np.where(constant, 0, first_largest(reduction[rows]))
         there = marks[best]
         means[0, rows] = (values * there).sum(1) / there.sum(1)
         means[1, rows] = (values * ~there).sum(1) / (~there).sum(1)
@@ -95,7 +89,7 @@ def families(
             position_chance.append(_position_information(values > 0, position[order]))
     floor = float(np.quantile(np.concatenate(chance), 0.99)) if shuffles else 0.0
     largest = np.nan_to_num(reduction, nan=-1).max(1)
-    best = np.nan_to_num(reduction, nan=-1).argmax(1)
+    best = first_largest(reduction)
     words = np.array(names, dtype=object)
     return xr.Dataset(
         {
@@ -156,75 +150,19 @@ def _position_information(on: np.ndarray, position: np.ndarray) -> np.ndarray:
     return np.maximum(found, 0)
 
 
-def _features(ds: xr.Dataset, keep: np.ndarray, least: int) -> tuple[list[str], np.ndarray]:
+def _marks(ds: xr.Dataset, keep: np.ndarray, least: int) -> tuple[list[str], np.ndarray]:
     """Features of tokens and of the tokens before them: names, and (F, T) bool."""
-    texts = [str(each) for each in ds["token_text"].values]
+    texts = np.array([str(each) for each in ds["token_text"].values], dtype=object)
     before = np.append("", texts[:-1])
-    starts = ds["position"].values == 0
-    before[starts] = ""
+    before[ds["position"].values == 0] = ""
     names, rows = [], []
-    for prefix, several in (("", texts), ("after ", before.tolist())):
-        for name, marks in _of_texts(several):
-            marks = marks[keep]
-            if least <= marks.sum() <= len(marks) - least:
+    for prefix, several in (("", texts[keep]), ("after ", before[keep])):
+        used, where, counts = np.unique(several, return_inverse=True, return_counts=True)
+        for name, has in features(used.tolist(), counts):
+            if least <= counts[has].sum() <= len(several) - least:
                 names.append(prefix + name)
-                rows.append(marks)
+                rows.append(has[where])
     return names, np.array(rows, dtype=bool).reshape(len(rows), int(keep.sum()))
-
-
-def _of_texts(texts: list[str]) -> Iterator[tuple[str, np.ndarray]]:
-    used, where = np.unique(np.array(texts, dtype=object), return_inverse=True)
-    for name, has in _rules():
-        yield name, np.array([has(text) for text in used], dtype=bool)[where]
-    words = np.array([text.strip().lower() for text in used], dtype=object)
-    spelled, which = np.unique(words, return_inverse=True)
-    counts = np.bincount(which[where], minlength=len(spelled))
-    for number in np.argsort(-counts, kind="stable")[:200]:
-        if spelled[number]:
-            yield f"the token {str(spelled[number])!r}", which[where] == number
-
-
-def _rules() -> Iterator[tuple[str, Callable[[str], bool]]]:
-    """What can be said of a token's text; what holds for every language comes first."""
-    yield "begins with a space", lambda t: t[:1] == " "
-    yield "begins with a letter", lambda t: t[:1].isalpha()
-    yield "white space", lambda t: bool(t) and t.isspace()
-    yield "has a line break", lambda t: "\n" in t
-    yield "letters", lambda t: t.strip().isalpha()
-    yield "lower case", lambda t: t.strip().isalpha() and t.strip().islower()
-    yield "ALL CAPITALS", lambda t: len(t.strip()) > 1 and t.strip().isalpha() and t.isupper()
-    yield "Capitalised", lambda t: t.strip()[:1].isupper() and not t.strip()[1:2].isupper()
-    yield "a single letter", lambda t: len(t.strip()) == 1 and t.strip().isalpha()
-    yield "digits", lambda t: t.strip().isdecimal()
-    yield "has a digit", lambda t: any(map(str.isdecimal, t))
-    yield "symbols", lambda t: bool(t.strip()) and not any(map(str.isalnum, t))
-    yield "letters and others", lambda t: not t.strip().isalpha() and any(map(str.isalpha, t))
-    yield "outside ASCII", lambda t: not t.isascii()
-    yield "no character of its own", lambda t: "\\x" in t
-    for kind, said in (("P", "punctuation"), ("S", "a mathematical or currency sign")):
-        yield said, lambda t, kind=kind: len(t.strip()) == 1 and _category(t.strip()) == kind
-    for length in (1, 2, 3, 4):
-        yield f"{length} characters long", lambda t, k=length: len(t.strip()) == k
-    yield "5 to 7 characters long", lambda t: 5 <= len(t.strip()) <= 7
-    yield "8 characters or longer", lambda t: len(t.strip()) >= 8
-    for symbol in SYMBOLS:
-        yield f"has {symbol!r}", lambda t, s=symbol: s in t
-    for ending in ENDINGS:
-        yield (
-            f"ends in -{ending}",
-            lambda t, e=ending: _word(t).endswith(e) and len(_word(t)) > len(e),
-        )
-    for first in BEGINNINGS:
-        yield f"begins with {first}-", lambda t, f=first: t[:1] == " " and _word(t).startswith(f)
-
-
-def _word(text: str) -> str:
-    text = text.strip().lower()
-    return text if text.isalpha() else ""
-
-
-def _category(character: str) -> str:
-    return unicodedata.category(character)[0]
 
 
 def in_words(ds: xr.Dataset, axis: str, names: list[str]) -> dict[str, str]:

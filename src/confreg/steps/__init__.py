@@ -14,6 +14,7 @@ from confreg.steps.census import (
 )
 from confreg.steps.controls import control_norms
 from confreg.steps.directions import directions, of_directions
+from confreg.steps.families import families
 from confreg.steps.inputs import input_weights
 from confreg.steps.matching import matches
 from confreg.steps.prefix import prefix_scores
@@ -29,6 +30,7 @@ __all__ = [
     "activations",
     "control_norms",
     "directions",
+    "families",
     "frequency_cosines",
     "input_weights",
     "matches",
