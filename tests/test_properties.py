@@ -403,6 +403,26 @@ def test_running_again_mends_a_damaged_store_to_the_same_bytes(examples, sealed)
     try_out(examples, drawn_damage(whole), holds)
 
 
+def test_a_damaged_seal_damages_nothing(sealed):
+    """A bit of each of its first bytes, and some of all others."""
+    out, run, whole = sealed
+    (file,) = (out / "work" / "seal" / "c").iterdir()
+    content, draw = file.read_bytes(), random.Random(0)
+    trusted = [content]
+    from confreg.sweep import seal
+
+    before = seal.read(out)
+    for bit in [*range(0, 256, 8), *(draw.randrange(8 * len(content)) for _ in range(60))]:
+        spoilt = bytearray(content)
+        spoilt[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(spoilt)
+        if seal.read(out) not in (None, before):
+            trusted.append(bytes(spoilt))
+    assert len(trusted) == 1
+    run()
+    assert digest(out) == whole
+
+
 def test_a_seal_covers_every_file(sealed):
     from confreg.sweep import seal
 

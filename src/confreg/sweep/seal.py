@@ -1,7 +1,8 @@
 """What a finished store consists of, file by file: so that damage is found, and mended.
 
 The array ``work/seal`` of a finished store holds one text: of every metadata file its content,
-which no computing again would bring back, and of every other file its SHA-256. Before a run goes on
+which no computing again would bring back, and of every other file its SHA-256; before it the text's
+own, since a damaged seal would damage what it guards. Before a run goes on
 with a store, metadata are put back as they were, and other files that are not what they were are
 taken away: then they are missing, and what is missing is computed again.
 """
@@ -31,7 +32,8 @@ def close(path: Path) -> None:
     """Write down every file of a finished store, in an order that does not depend on the disk."""
     found = {name: _state(path / name) for name in sorted(_files(path))}
     array = zarr.open_array(path / SEAL, mode="r+")
-    array[0] = json.dumps(found, sort_keys=True)
+    text = json.dumps(found, sort_keys=True)
+    array[0] = f"{_sha256(text.encode())} {text}"
 
 
 def _files(path: Path) -> Iterator[str]:
@@ -43,15 +45,20 @@ def _files(path: Path) -> Iterator[str]:
 
 def _state(file: Path) -> str:
     content = file.read_bytes()
-    return content.decode() if file.name == METADATA else hashlib.sha256(content).hexdigest()
+    return content.decode() if file.name == METADATA else _sha256(content)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def read(path: Path) -> dict[str, str] | None:
     """What the seal says, or None where there is none that can be read."""
     try:
-        return json.loads(str(zarr.open_array(path / SEAL, mode="r")[0]))
+        digest, _, text = str(zarr.open_array(path / SEAL, mode="r")[0]).partition(" ")
     except Exception:
         return None
+    return json.loads(text) if digest == _sha256(text.encode()) else None
 
 
 def size(path: Path) -> int:
