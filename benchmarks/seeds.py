@@ -33,6 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--tokens", type=int, default=20_000)
+    parser.add_argument("--above", type=float, default=0.2, help="excess of neurons with traits")
     parser.add_argument("--out", type=Path, help="keep models and stores here")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="confreg-seeds-") as temporary:
@@ -55,9 +56,9 @@ def main() -> None:
             ds = confreg.run(
                 "universal_neurons", model=paths[0], other=(str(paths[1]),), text=other,
                 sequence_length=LENGTH, max_tokens=given.tokens, dtype="float32", progress=False,
-                overwrite=True, out=folder / f"universal-{steps}.zarr",
+                above=given.above, overwrite=True, out=folder / f"universal-{steps}.zarr",
             )  # fmt: skip
-            show(ds.load())
+            show(ds.load(), given.above)
 
 
 def spelled(documents: list[str]) -> PreTrainedTokenizerFast:
@@ -103,7 +104,7 @@ def trained(stream: torch.Tensor, steps: int, seed: int) -> tuple[GPT2LMHeadMode
     return network.eval(), float(np.mean(losses[-50:])) if losses else float("nan")
 
 
-def show(ds) -> None:
+def show(ds, above: float) -> None:
     """Print what was found."""
     excess, layer = ds["excess_correlation"].values, ds["layer"].values
     match, baseline = ds["match_correlation"].values[:, 0], ds["match_baseline"].values[:, 0]
@@ -111,10 +112,10 @@ def show(ds) -> None:
     print(f"  {int(ds['keep'].sum()):,} kept tokens, chance floor {floor:.3f}")
     for one in np.unique(layer):
         here = layer == one
-        universal = (excess[here] > 0.5).sum()
+        counts = ", ".join(f"{(excess[here] > at).sum()} above {at}" for at in (0.5, above))
         same = (ds["match_layer"].values[here, 0] == one).mean()
         print(
-            f"  layer {one}: {universal} of {here.sum()} universal; excess median "
+            f"  layer {one}: excess of {here.sum()}: {counts}; median "
             f"{np.median(excess[here]):.3f}, largest {excess[here].max():.3f}; match "
             f"{np.median(match[here]):.3f}, baseline {np.median(baseline[here]):.3f}; in the same "
             f"layer {same:.0%}"
