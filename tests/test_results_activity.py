@@ -11,6 +11,7 @@ import xarray as xr
 
 import confreg
 from confreg.errors import ConfregError
+from confreg.results.families import in_words
 from confreg.results.series import fuzzy_entropy
 
 WORDS = [" the", " cat", "s", ",", " 12", "\n", " Dog", "ing", " runs", ".", " é", "A"]
@@ -307,6 +308,13 @@ def test_the_recipe_says_what_a_store_of_activations_says(kind, checkpoint, tmp_
     both = (ds["family"].values != "") & (stored["family"].values != "")
     assert both.any()
     assert (ds["family"].values[both] == stored["family"].values[both]).all()
+    names = ds["neuron"].values.tolist()
+    words = in_words(ds, "neuron", names)
+    assert words == {
+        name: f"{family} ({share:.0%})"
+        for name, family, share in zip(names, ds["family"].values, ds["family_reduction"].values)
+        if family
+    }
     named = ds["family_reduction"].values > ds.attrs["family_chance"]
     assert ((ds["family"].values != "") == named).all()
 

@@ -64,7 +64,10 @@ def _rules() -> Iterator[tuple[str, Callable[[str], bool]]]:
     for kind, said in (("P", "punctuation"), ("S", "a mathematical or currency sign")):
         yield said, lambda t, kind=kind: len(t.strip()) == 1 and _category(t.strip()) == kind
     for length in (1, 2, 3, 4):
-        yield f"{length} characters long", lambda t, k=length: len(t.strip()) == k
+        yield (
+            f"{length} character{'s' if length > 1 else ''} long",
+            lambda t, k=length: len(t.strip()) == k,
+        )
     yield "5 to 7 characters long", lambda t: 5 <= len(t.strip()) <= 7
     yield "8 characters or longer", lambda t: len(t.strip()) >= 8
     for symbol in SYMBOLS:

@@ -168,14 +168,18 @@ def _marks(ds: xr.Dataset, keep: np.ndarray, least: int) -> tuple[list[str], np.
 def in_words(ds: xr.Dataset, axis: str, names: list[str]) -> dict[str, str]:
     """What some neurons' activations go with, in words, of those of which there is anything to say.
 
-    Empty where the dataset keeps no activations of what lies along the axis, or too little text.
+    Empty where the dataset has neither families nor activations of what lies along the axis, or too
+    little text.
     """
-    if axis != "neuron" or not {"keep", "token_text", "position"} <= set(ds.coords):
+    if axis != "neuron":
         return {}
-    some = ds.isel(neuron=[ds["neuron"].values.tolist().index(name) for name in names])
-    try:
-        found = families(some)
-    except ConfregError:
-        return {}
+    found = ds.isel(neuron=[ds["neuron"].values.tolist().index(name) for name in names])
+    if "family" not in ds:
+        if not {"keep", "token_text", "position"} <= set(ds.coords):
+            return {}
+        try:
+            found = families(found)
+        except ConfregError:
+            return {}
     shares = zip(names, found["family"].values, found["family_reduction"].values)
     return {name: f"{family} ({share:.0%})" for name, family, share in shares if family}
