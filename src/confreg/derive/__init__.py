@@ -16,6 +16,7 @@ from confreg.derive.conflicts import conflict as conflict
 from confreg.derive.discovery import q_values, q_variable
 from confreg.derive.doses import dose_response as dose_response
 from confreg.derive.gates import input_output as input_output
+from confreg.derive.mediated import mediated
 from confreg.derive.reliability import calibration as calibration
 from confreg.derive.roles import roles as roles
 from confreg.derive.roles import within_layer as within_layer
@@ -49,9 +50,7 @@ def mediation(
 
     def mediation(ds: xr.Dataset) -> dict[str, Any]:
         te, de = (_mean(ds, "effect_abs_sum", effects, e, kept) for e in (total, direct))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            share = 1 - de / te
-        return {"te": te, "de": de, "te_mediated": te - de, "mediated": share}
+        return mediated(te, de)
 
     found = Derivation(
         mediation,

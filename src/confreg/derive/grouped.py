@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from confreg.axes import Variable
+from confreg.derive.mediated import mediated
 from confreg.sweep.step import Derivation
 
 if TYPE_CHECKING:
@@ -68,8 +69,7 @@ def mediation(
                 / (sizes - ds["effect_undefined_by"].values[:, i])
                 for i in columns
             )
-            share = 1 - de / te
-        return {"te_by": te, "de_by": de, "te_mediated_by": te - de, "mediated_by": share}
+        return mediated(te, de, "_by")
 
     dims, over = (subject, "group"), f"over kept tokens of one {groups.by}"
     return Derivation(

@@ -22,6 +22,7 @@ import xarray as xr
 
 from confreg.errors import ConfregError
 from confreg.results import axes
+from confreg.results.overlap import by_chance
 from confreg.results.resampling import Documents
 
 SETTINGS = {
@@ -316,11 +317,12 @@ def _ranks(one: np.ndarray, other: np.ndarray, top: int) -> dict[str, float]:
     shared = len(largest[0] & largest[1])
     constant = np.ptp(one) == 0 or np.ptp(other) == 0
     spearman: Any = None if constant else stats.spearmanr(one, other)
+    jaccard, p = by_chance(shared, top, count)
     return {
         "rank_correlation": float("nan") if constant else float(spearman.statistic),
         "top_shared": float(shared),
-        "top_jaccard": shared / (2 * top - shared),
-        "top_p": float(stats.hypergeom.sf(shared - 1, count, top, top)),
+        "top_jaccard": jaccard,
+        "top_p": p,
     }
 
 

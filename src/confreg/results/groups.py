@@ -10,10 +10,11 @@ import numpy as np
 import xarray as xr
 
 from confreg.derive.discovery import q_values
+from confreg.derive.mediated import mediated
 from confreg.errors import ConfregError
+from confreg.results.resampling import DRAWS, resampled
 
 _CHUNK = 64  # entries that are read at once
-_DRAWS = 256  # permutations, or resamples, that are held at once
 
 
 def mean(ds: xr.Dataset, by: str) -> xr.Dataset:
@@ -84,12 +85,14 @@ def _mediation(ds: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
     te, de = (
         found["effect_abs_mean_by"].sel(effect=name).reset_coords(drop=True) for name in names
     )
-    share = (1 - de / te).assign_attrs(long_name="share of the total effect that is mediated")
-    every = {"te_by": te, "de_by": de, "te_mediated_by": te - de, "mediated_by": share}
-    words = ("mean absolute total effect", "mean absolute direct effect", "te_by - de_by")
-    for (name, array), text in zip(list(every.items())[:3], words):
-        every[name] = array.assign_attrs(long_name=f"{text}, by group")
-    return every
+    words = {
+        "te_by": "mean absolute total effect, by group",
+        "de_by": "mean absolute direct effect, by group",
+        "te_mediated_by": "te_by - de_by, by group",
+        "mediated_by": "share of the total effect that is mediated",
+    }
+    every = mediated(te, de, "_by")
+    return {name: array.assign_attrs(long_name=words[name]) for name, array in every.items()}
 
 
 def compare(
@@ -206,13 +209,13 @@ def _compared(
     larger = np.zeros(seen.shape[:2])
     # What rounds otherwise in another order of the sum is as large.
     least = np.abs(seen) * (1 - 1e-12)
-    for start in range(0, len(permuted), _DRAWS):
-        some = permuted[start : start + _DRAWS]
+    for start in range(0, len(permuted), DRAWS):
+        some = permuted[start : start + DRAWS]
         larger += (np.abs(difference(some, 1 - some)) >= least).sum(-1)
     drawn = np.concatenate(
         [
-            difference(weights[0][start : start + _DRAWS], weights[1][start : start + _DRAWS])
-            for start in range(0, len(permuted), _DRAWS)
+            difference(weights[0][start : start + DRAWS], weights[1][start : start + DRAWS])
+            for start in range(0, len(permuted), DRAWS)
         ],
         axis=-1,
     )
@@ -221,15 +224,6 @@ def _compared(
         low, high = np.nanpercentile(drawn, (2.5, 97.5), axis=-1)
     p = np.where(np.isnan(seen[..., 0]), np.nan, (1 + larger) / (1 + len(permuted)))
     return seen[..., 0], p, low, high
-
-
-def resampled(generator: np.random.Generator, mask: np.ndarray, draws: int) -> np.ndarray:
-    """How often each document is drawn, (draws, D)."""
-    members = np.flatnonzero(mask)
-    found = np.zeros((draws, len(mask)))
-    share = np.full(len(members), 1 / len(members))
-    found[:, members] = generator.multinomial(len(members), share, size=draws)
-    return found
 
 
 def _summed(block: np.ndarray, one: np.ndarray) -> np.ndarray:

@@ -37,6 +37,16 @@ class Overlap(NamedTuple):
     p: float
 
 
+def by_chance(shared: int, n: int, population: int) -> tuple[float, float]:
+    """Jaccard's index of two choices of n that share so many, and the chance of that or more.
+
+    Of two random choices among ``population`` (hypergeometric).
+    """
+    from scipy.stats import hypergeom
+
+    return shared / (2 * n - shared), float(hypergeom.sf(shared - 1, population, n, n))
+
+
 def overlap(
     first: xr.Dataset, second: xr.Dataset, n: int, by: str | None, axis: str | None
 ) -> Overlap:
@@ -56,8 +66,6 @@ def overlap(
     ConfregError
         They cannot be ranked so, have no n entries in common, or n is no number of entries.
     """
-    from scipy.stats import hypergeom
-
     axis = tables.chosen_axis(first, axis)
     ranked = []
     for ds in (first, second):
@@ -73,11 +81,5 @@ def overlap(
     own, other = ([label for label in labels if label in both][:n] for labels in ranked)
     shared = tuple(str(label) for label in own if label in set(other))
     population = len(both)
-    return Overlap(
-        shared,
-        n,
-        population,
-        jaccard=len(shared) / (2 * n - len(shared)),
-        expected=n * n / population,
-        p=float(hypergeom.sf(len(shared) - 1, population, n, n)),
-    )
+    jaccard, p = by_chance(len(shared), n, population)
+    return Overlap(shared, n, population, jaccard, expected=n * n / population, p=p)

@@ -10,7 +10,16 @@ import xarray as xr
 from confreg.errors import ConfregError
 
 DRAWS = 256
-"""Resamples that are held at once."""
+"""Resamples, or permutations, that are held at once."""
+
+
+def resampled(generator: np.random.Generator, mask: np.ndarray, draws: int) -> np.ndarray:
+    """How often each document is drawn of those that a mask (D,) has, (draws, D) float64."""
+    members = np.flatnonzero(mask)
+    found = np.zeros((draws, len(mask)))
+    share = np.full(len(members), 1 / len(members))
+    found[:, members] = generator.multinomial(len(members), share, size=draws)
+    return found
 
 
 class Documents:
@@ -21,12 +30,14 @@ class Documents:
     ds : Dataset
         With ``keep`` and ``document`` or ``sequence (token)``.
     draws, seed : int
+    what : str, optional
+        The label that tells them apart, see the attribute.
 
     Attributes
     ----------
     keep : ndarray (T,) bool
     what : str
-        ``"document"``, or ``"sequence"`` where documents are not known.
+        By default ``"document"``, or ``"sequence"`` where documents are not known.
 
     Raises
     ------
@@ -34,20 +45,20 @@ class Documents:
         Kept tokens are of fewer than two.
     """
 
-    def __init__(self, ds: xr.Dataset, draws: int, seed: int) -> None:
-        self.what = "document" if "document" in ds.coords else "sequence"
+    def __init__(self, ds: xr.Dataset, draws: int, seed: int, what: str = "") -> None:
+        self.what = what or ("document" if "document" in ds.coords else "sequence")
         self.keep = ds["keep"].values.astype(bool)
         names, codes = np.unique(ds[self.what].values[self.keep], return_inverse=True)
         if len(names) < 2:
             raise ConfregError(
-                f"All kept tokens are of one {self.what}: an interval needs two or more."
+                f"The kept tokens are of one {self.what}: an interval needs two or more. Give more "
+                "text, or a smaller --sequence-length."
             )
         self._codes, self._count = codes, len(names)
         self._starts = np.flatnonzero(np.diff(codes, prepend=-1))
         self._sorted = len(self._starts) == len(names)
-        generator = np.random.default_rng(seed)
-        even = np.full(len(names), 1 / len(names))
-        self._weights = generator.multinomial(len(names), even, size=draws).astype(np.float64).T
+        every = np.ones(len(names), dtype=bool)
+        self._weights = resampled(np.random.default_rng(seed), every, draws).T
 
     def __len__(self) -> int:
         """Return the number of documents."""
@@ -61,9 +72,9 @@ class Documents:
         return values @ np.eye(self._count)[self._codes]
 
     def interval(
-        self, statistic: Callable[[np.ndarray], np.ndarray]
+        self, statistic: Callable[[np.ndarray], np.ndarray], level: float = 0.95
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A statistic of all documents, and its 2.5 % and 97.5 % percentiles over resamples.
+        """A statistic of all documents, and both ends of its percentile interval over resamples.
 
         ``statistic(weights)`` has one more dimension than its value, the last: one entry a column
         of ``weights`` (documents, m), how often each document counts.
@@ -81,5 +92,5 @@ class Documents:
             filled = np.where(unknown, np.nan, drawn)
             empty = unknown.all(-1)
             filled[empty] = 0.0
-            low, high = np.nanpercentile(filled, (2.5, 97.5), axis=-1)
+            low, high = np.nanpercentile(filled, (50 * (1 - level), 50 * (1 + level)), axis=-1)
         return value, np.where(empty, np.nan, low), np.where(empty, np.nan, high)
