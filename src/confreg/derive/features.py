@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from confreg.errors import ConfregError
+
 SYMBOLS = tuple(".,;:!?'\"`()[]{}<>-_/\\|@#$%&*+=~^")
 ENDINGS = ("ing", "ed", "s", "ly", "er", "est", "ion", "ment", "able", "ive", "al", "ful", "ity")
 BEGINNINGS = ("un", "re", "in", "dis", "pre", "con", "de", "ex", "en", "over", "sub", "trans")
@@ -37,6 +39,59 @@ def features(texts: Sequence[str], counts: np.ndarray) -> Iterator[tuple[str, np
     for number in np.argsort(-total, kind="stable")[:FREQUENT]:
         if spelled[number]:
             yield f"the token {str(spelled[number])!r}", which == number
+
+
+def usable(
+    sides: Sequence[tuple[Sequence[str], np.ndarray]], least: int
+) -> list[tuple[str, int, np.ndarray]]:
+    """Features of tokens, and of those before them, that enough tokens have, and enough lack.
+
+    Parameters
+    ----------
+    sides : two pairs of texts (U,) and counts (U,)
+        Of the tokens, and of those before them.
+    least : int
+
+    Returns
+    -------
+    list of (str, int, ndarray)
+        The name, which side it is of, and which of its texts have it.
+
+    Raises
+    ------
+    ConfregError
+        There are none.
+    """
+    found = [
+        (prefix + name, side, has)
+        for side, (prefix, (texts, counts)) in enumerate(zip(("", "after "), sides))
+        for name, has in features(texts, counts)
+        if least <= counts[has].sum() <= counts.sum() - least
+    ]
+    if not found:
+        raise ConfregError(
+            f"No feature of the tokens is there at {least} kept tokens and absent at as many: give "
+            "more text, or a lower least."
+        )
+    return found
+
+
+def information(on: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Mutual information of a token's group and on or off, nats, (n,).
+
+    Parameters
+    ----------
+    on : ndarray (n, P)
+        At how many tokens of each group it is on.
+    sizes : ndarray (P,)
+        Tokens of each group.
+    """
+    found = np.zeros(len(on))
+    for count in (on, sizes - on):
+        share = count.sum(1, keepdims=True) / sizes.sum()
+        ratio = np.divide(count, sizes * share, out=np.ones_like(count), where=count > 0)
+        found += (count * np.log(ratio)).sum(1) / sizes.sum()
+    return np.maximum(found, 0)
 
 
 def first_largest(reduction: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from confreg.derive.features import features, first_largest
+from confreg.derive.features import first_largest, information, usable
 from confreg.errors import ConfregError
 from confreg.results import activity
 
@@ -59,11 +59,6 @@ def families(
     """
     keep = activity.kept_tokens(ds, "families")
     names, marks = _marks(ds, keep, least)
-    if not names:
-        raise ConfregError(
-            f"No feature of the tokens is there at {least} kept tokens and absent at as many: give "
-            "more text, or a lower least."
-        )
     share = marks.mean(1)
     position = np.unique(ds["position"].values[keep], return_inverse=True)[1]
     draw = np.random.default_rng(seed)
@@ -141,13 +136,7 @@ def _position_information(on: np.ndarray, position: np.ndarray) -> np.ndarray:
     order = np.argsort(position, kind="stable")
     starts = np.append(0, np.cumsum(size)[:-1])
     active = np.add.reduceat(on[:, order].astype(np.float64), starts, axis=1)
-    found = np.zeros(len(on))
-    for count in (active, size - active):
-        every = count.sum(1, keepdims=True)
-        ratio = np.divide(count * on.shape[1], size * every, out=np.ones_like(count),
-                          where=count > 0)  # fmt: skip
-        found += (count * np.log(ratio)).sum(1) / on.shape[1]
-    return np.maximum(found, 0)
+    return information(active, size)
 
 
 def _marks(ds: xr.Dataset, keep: np.ndarray, least: int) -> tuple[list[str], np.ndarray]:
@@ -155,14 +144,12 @@ def _marks(ds: xr.Dataset, keep: np.ndarray, least: int) -> tuple[list[str], np.
     texts = np.array([str(each) for each in ds["token_text"].values], dtype=object)
     before = np.append("", texts[:-1])
     before[ds["position"].values == 0] = ""
-    names, rows = [], []
-    for prefix, several in (("", texts[keep]), ("after ", before[keep])):
-        used, where, counts = np.unique(several, return_inverse=True, return_counts=True)
-        for name, has in features(used.tolist(), counts):
-            if least <= counts[has].sum() <= len(several) - least:
-                names.append(prefix + name)
-                rows.append(has[where])
-    return names, np.array(rows, dtype=bool).reshape(len(rows), int(keep.sum()))
+    sides = [
+        np.unique(several[keep], return_inverse=True, return_counts=True)
+        for several in (texts, before)
+    ]
+    found = usable([(used.tolist(), counts) for used, _, counts in sides], least)
+    return [name for name, *_ in found], np.stack([has[sides[side][1]] for _, side, has in found])
 
 
 def in_words(ds: xr.Dataset, axis: str, names: list[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from confreg.derive.matching import Powers
 from confreg.effects import pick
 from confreg.errors import ConfregError
 from confreg.steps.matching import MOMENTS, WORDS
-from confreg.steps.values import activation_unit
+from confreg.steps.values import activation_unit, read_activations
 from confreg.sweep.budget import Budget
 from confreg.sweep.layout import cut
 from confreg.sweep.step import Derivation, Item, Step
@@ -59,12 +59,8 @@ def activations(study: Study, neurons: NeuronAxis, tokens: Text) -> Step:
 
 
 def read(model: Any, unit: Any) -> dict[str, Any]:
-    """Activations of some neurons at some tokens, in one pass up to the layer."""
-    site = model.site(unit.layer)
-    with model.trace(unit.inputs) as tracer:
-        found = nnsight.save(unit.values(site.neurons.input))
-        tracer.stop()
-    return {"activation": found}
+    """Activations to be kept."""
+    return {"activation": read_activations(model, unit)}
 
 
 def activation_statistics(

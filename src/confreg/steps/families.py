@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import nnsight
 import numpy as np
 
 from confreg.axes import Axis, Label, Spans, Variable
-from confreg.derive.features import features, first_largest
+from confreg.derive.features import first_largest, information, usable
 from confreg.errors import ConfregError
-from confreg.steps.values import activation_unit
+from confreg.steps.values import activation_unit, read_activations
 from confreg.sweep.step import Derivation, Item, Step
 
 if TYPE_CHECKING:
@@ -88,11 +87,6 @@ def families(study: Study, neurons: NeuronAxis, tokens: Text, least: int = 30) -
     }
     total = int(keep.sum())
     names, members, share = _features(groups, least, total)
-    if not names:
-        raise ConfregError(
-            f"No feature of the tokens is there at {least} kept tokens and absent at as many: give "
-            "more text, or a lower least."
-        )
     axes = {
         name: Axis(
             f"{name}_group",
@@ -143,7 +137,7 @@ def families(study: Study, neurons: NeuronAxis, tokens: Text, least: int = 30) -
             "family_reduction": largest,
             "family_mean": there[row, best],
             "other_mean": away[row, best],
-            "position_information": _information(
+            "position_information": information(
                 ds["on_by_position"].values, groups["position"].sizes
             ),
             "reduction": found,
@@ -173,37 +167,21 @@ def _features(
     groups: Mapping[str, Groups], least: int, total: int
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names, which groups of tokens and of tokens before have each, (F, U + U'), and shares."""
-    names, members, shares = [], [], []
-    width = sum(len(groups[name].sizes) for name in SUMS)
-    start = 0
-    for name in SUMS:
-        group, prefix = groups[name], "after " if name == "before" else ""
-        for said, has in features(group.texts, group.sizes):
-            count = int(group.sizes[has].sum())
-            if least <= count <= total - least:
-                row = np.zeros(width, dtype=bool)
-                row[start : start + len(has)] = has
-                names.append(prefix + said)
-                members.append(row)
-                shares.append(count / total)
-        start += len(group.sizes)
-    return names, np.array(members, dtype=bool).reshape(len(names), width), np.array(shares)
+    sides = [(groups[name].texts, groups[name].sizes) for name in SUMS]
+    found = usable(sides, least)
+    members = np.zeros((len(found), sum(len(sizes) for _, sizes in sides)), dtype=bool)
+    shares = np.zeros(len(found))
+    for row, (_, side, has) in enumerate(found):
+        start = len(sides[0][1]) * side
+        members[row, start : start + len(has)] = has
+        shares[row] = sides[side][1][has].sum() / total
+    return [name for name, *_ in found], members, shares
 
 
 def _floor(count: int, total: int) -> float:
     from scipy import stats
 
     return float(stats.chi2.isf(FALSE_ALARMS / count, 1)) / total
-
-
-def _information(on: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Mutual information of position and on or off, nats, (n,), from counts (n, P)."""
-    found = np.zeros(len(on))
-    for count in (on, sizes - on):
-        share = count.sum(1, keepdims=True) / sizes.sum()
-        ratio = np.divide(count, sizes * share, out=np.ones_like(count), where=count > 0)
-        found += (count * np.log(ratio)).sum(1) / sizes.sum()
-    return np.maximum(found, 0)
 
 
 @dataclass(frozen=True)
@@ -216,16 +194,11 @@ class Unit:
 
 def sums(model: Any, unit: Unit) -> dict[str, Any]:
     """Activations of some neurons in one pass up to the layer, added up by group of tokens."""
-    reading = unit.reading
-    site = model.site(reading.layer)
-    with model.trace(reading.inputs) as tracer:
-        seen = nnsight.save(reading.values(site.neurons.input))
-        tracer.stop()
-    values = np.asarray(seen, dtype=np.float64)
+    values = np.asarray(read_activations(model, unit.reading), dtype=np.float64)
     wrong = int((~np.isfinite(values)).sum())
     if wrong:
         raise ConfregError(
-            f"{wrong:,} of {values.size:,} activations of layer {reading.layer} are no finite "
+            f"{wrong:,} of {values.size:,} activations of layer {unit.reading.layer} are no finite "
             "numbers. Try another --dtype."
         )
     on = (values > 0).astype(np.float64)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from confreg.axes import Spans, Variable
+from confreg.axes import Variable
 from confreg.errors import ConfregError
-from confreg.steps.values import VALUE, Ablation, Value, activation_unit, activations
+from confreg.steps.values import SEEN, VALUE, Ablation, Value, every_activation, from_text
 from confreg.subjects.ways import MEAN, TYPICAL, Way
-from confreg.sweep.step import Derivation, Step
+from confreg.sweep.step import Derivation
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -64,31 +64,19 @@ def typical_values(
     mask = where.over(over)
     said: dict[str, str | int] = {"mean_over": over, "mean_over_tokens": int(mask.sum())}
     if mean_from:
-        table = where.table
-        said |= {"mean_from": mean_from, "mean_from_corpus": table.corpus}
-        said |= {"mean_from_sha256": table.corpus_hash}
-
-    def unit(spans: Spans, stored: Mapping[str, np.ndarray]) -> Any:
-        return activation_unit(neurons, where, spans, {})
-
-    dims = (neurons.name, where.name)
-    seen = Variable("activation_seen", dims, "activation of the neuron", kept=False)
-    step = Step(
-        activations,
-        over=(neurons, where),
-        gives=(seen,),
-        unit=unit,
-        name="ablation values",
-        here_only="Medians, modes and quantiles over several requests would send every activation "
-        "over the wire: run this recipe here.",
-    )
+        said |= from_text(mean_from, where)
+    step = every_activation(
+        neurons, where,
+        "Medians, modes and quantiles over several requests would send every activation over the "
+        "wire: run this recipe here.",
+    )  # fmt: skip
 
     def typical(ds: xr.Dataset) -> dict[str, np.ndarray]:
-        values = ds["activation_seen"].values[:, mask].astype(np.float64)
+        values = ds[SEEN].values[:, mask].astype(np.float64)
         return {name: of(name, values).astype(np.float32) for name in sources}
 
     gives = [VALUE if name == MEAN else _variable(name) for name in sources]
-    derived = Derivation(typical, tuple(gives), by=neurons.name, reads=("activation_seen",))
+    derived = Derivation(typical, tuple(gives), by=neurons.name, reads=(SEEN,))
     return Value(Ablation("mean"), None, [step, derived], said)
 
 

@@ -154,11 +154,7 @@ def ablation_value(
     mask = where.keep if over == "text" else where.over(over)
     said = {"ablation": str(ablation), "mean_over": over, "mean_over_tokens": int(mask.sum())}
     if mean_from:
-        corpus = {
-            "mean_from_corpus": where.table.corpus,
-            "mean_from_sha256": where.table.corpus_hash,
-        }
-        said |= {"mean_from": mean_from, **corpus}
+        said |= from_text(mean_from, where)
     items: list[Item]
     if found.kind == "percentile":
         items = _percentile(neurons, where, found.value, mask)
@@ -309,37 +305,58 @@ def _percentile(
     neurons: NeuronAxis, tokens: Text, percentile: float, mask: np.ndarray
 ) -> list[Item]:
     """A percentile needs every activation."""
-
-    def unit(spans: Spans, stored: Mapping[str, np.ndarray]) -> Any:
-        return activation_unit(neurons, tokens, spans, {})
-
-    step = Step(
-        activations,
-        over=(neurons, tokens),
-        gives=(
-            Variable(
-                "activation_seen", ("neuron", "token"), "activation of the neuron", kept=False
-            ),
-        ),
-        unit=unit,
-        name="ablation values",
-        here_only="A percentile over several requests would send every activation over the wire. "
+    step = every_activation(
+        neurons, tokens,
+        "A percentile over several requests would send every activation over the wire. "
         "Use ablation=mean or a number, or fewer --max-tokens so that one request holds them.",
-    )
+    )  # fmt: skip
 
     def ablation_values(ds: xr.Dataset) -> dict[str, np.ndarray]:
         import torch
 
         from confreg import effects
 
-        seen = torch.from_numpy(ds["activation_seen"].values.T[mask])
+        seen = torch.from_numpy(ds[SEEN].values.T[mask])
         every = torch.ones(len(seen), dtype=torch.bool)
         return {
             "ablation_value": effects.ablation_values(seen, "percentile", percentile, every).numpy()
         }
 
-    derived = Derivation(ablation_values, (VALUE,), by="neuron", reads=("activation_seen",))
+    derived = Derivation(ablation_values, (VALUE,), by=neurons.name, reads=(SEEN,))
     return [step, derived]
+
+
+SEEN = "activation_seen"
+
+
+def every_activation(neurons: NeuronAxis, tokens: Text, here_only: str) -> Step:
+    """Every activation, as ``activation_seen (neuron, token)``, for derivations to read.
+
+    ``here_only`` says why a server cannot do that, and what to do.
+    """
+
+    def unit(spans: Spans, stored: Mapping[str, np.ndarray]) -> Any:
+        return activation_unit(neurons, tokens, spans, {})
+
+    dims = (neurons.name, tokens.name)
+    return Step(
+        activations,
+        over=(neurons, tokens),
+        gives=(Variable(SEEN, dims, "activation of the neuron", kept=False),),
+        unit=unit,
+        name="ablation values",
+        here_only=here_only,
+    )
+
+
+def from_text(mean_from: str, text: Text) -> dict[str, str]:
+    """What a dataset says of the other text that values are over."""
+    table = text.table
+    return {
+        "mean_from": mean_from,
+        "mean_from_corpus": table.corpus,
+        "mean_from_sha256": table.corpus_hash,
+    }
 
 
 def activation_unit(
@@ -369,9 +386,14 @@ def activation_sums(model: Any, unit: Any) -> dict[str, Any]:
 
 
 def activations(model: Any, unit: Any) -> dict[str, Any]:
-    """Activations of some neurons at some tokens, in one pass up to the layer."""
+    """Activations for derivations to read."""
+    return {SEEN: read_activations(model, unit)}
+
+
+def read_activations(model: Any, unit: Any) -> Any:
+    """Activations of some neurons at some tokens, (n, T), in one pass up to the layer."""
     site = model.site(unit.layer)
     with model.trace(unit.inputs) as tracer:
         found = nnsight.save(unit.values(site.neurons.input))
         tracer.stop()
-    return {"activation_seen": found}
+    return found
