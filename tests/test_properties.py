@@ -22,7 +22,7 @@ import zoo
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from resuming import digest
+from resuming import damage, digest
 from test_tokens_table import byte_level
 
 import confreg
@@ -342,19 +342,6 @@ def sealed(tmp_path_factory):
     run()
     shutil.copytree(folder / "run.zarr", folder / "kept.zarr")
     return folder / "run.zarr", run, digest(folder / "run.zarr")
-
-
-def damage(file: Path, how: str, where: float) -> None:
-    """Remove a file, cut it, or change one bit of it, at a share of its length."""
-    content = file.read_bytes()
-    at = min(int(where * len(content)), len(content) - 1)
-    if how == "removed" or not content:
-        file.unlink()
-    elif how == "cut":
-        file.write_bytes(content[:at])
-    else:
-        bit = 1 << random.Random(where).randrange(8)
-        file.write_bytes(content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :])
 
 
 def drawn_damage(whole: dict[str, str]) -> st.SearchStrategy[tuple[str, str, float]]:

@@ -34,6 +34,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import zoo  # noqa: E402
 from resuming import Command, digest  # noqa: E402
+from resuming import damage as spoil  # noqa: E402
 
 TEXT = [" ".join(f"w{2 + (i * 7 + j * 13) % 88}" for i in range(40)) for j in range(8)]
 # Layer 2 is the last: the closed forms; layer 1 by forward passes. All in one store.
@@ -108,7 +109,7 @@ def damage(folder: Path, times: int, draw: random.Random) -> int:
     names = draw.sample(sorted(whole), max(1, len(whole) * times // 100))
     for name in names:
         for how in ("removed", "cut", "changed"):
-            spoil(out / name, how, draw)
+            spoil(out / name, how, draw.random())
             said = opened(out)
             command = Command(line, folder)
             status = command.wait()
@@ -121,18 +122,6 @@ def damage(folder: Path, times: int, draw: random.Random) -> int:
                 shutil.copytree(kept, out)
     print(f"{3 * len(names)} damages of {len(whole)} files")
     return bad
-
-
-def spoil(file: Path, how: str, draw: random.Random) -> None:
-    content = file.read_bytes()
-    at = draw.randrange(len(content)) if content else 0
-    if how == "removed" or not content:
-        file.unlink()
-    elif how == "cut":
-        file.write_bytes(content[:at])
-    else:
-        changed = content[at] ^ (1 << draw.randrange(8))
-        file.write_bytes(content[:at] + bytes([changed]) + content[at + 1 :])
 
 
 def run(line: list[str], folder: Path) -> float:

@@ -120,9 +120,9 @@ def open_folder(path: str | Path) -> xr.DataTree:
             left.append(store.stem)
             continue
         if ds.attrs.get("complete", 1):
-            found[store.name.removesuffix(".zarr")] = ds
+            found[store.stem] = ds
         else:
-            left.append(store.name.removesuffix(".zarr"))
+            left.append(store.stem)
     if not found:
         raise ConfregError(f"No store in {str(folder)!r} is finished.")
     tree = xr.DataTree.from_dict(found, name=folder.name)
@@ -158,20 +158,16 @@ def along_models(tree: xr.DataTree) -> xr.Dataset:
             "The models have no variable of one shape in common: take them one by one from the "
             "tree."
         )
-    plain = [ds[common].reset_coords(drop=True) if not ds.coords else ds[common] for ds in sets]
     model = xr.Variable("model", np.array(names, dtype=object), {"long_name": "model"})
+    # Attributes are of one run, and another has others.
+    bare = [ds[common].drop_attrs(deep=False) for ds in sets]
     found = xr.concat(
-        [_bare(ds) for ds in plain], dim="model", coords="minimal", compat="override", join="exact",
+        bare, dim="model", coords="minimal", compat="override", join="exact",
         combine_attrs="override",
     )  # fmt: skip
     found = found.assign_coords(model=model)
     found.attrs = {"recipe": first.attrs.get("recipe", ""), "left_out": ", ".join(left)}
     return found
-
-
-def _bare(ds: xr.Dataset) -> xr.Dataset:
-    """Without attributes of one run, which another has not."""
-    return ds.drop_attrs(deep=False)
 
 
 def _same_labels(first: xr.Dataset, other: xr.Dataset, dim: str) -> bool:

@@ -32,6 +32,19 @@ def digest(path: Path) -> dict[str, str]:
     return {str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
+def damage(file: Path, how: str, where: float) -> None:
+    """Remove a file, cut it, or change one bit of it, at a share of its length."""
+    content = file.read_bytes()
+    at = min(int(where * len(content)), len(content) - 1)
+    if how == "removed" or not content:
+        file.unlink()
+    elif how == "cut":
+        file.write_bytes(content[:at])
+    else:
+        bit = 1 << random.Random(where).randrange(8)
+        file.write_bytes(content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :])
+
+
 class Command:
     """``confreg`` and its arguments, in a process of its own.
 

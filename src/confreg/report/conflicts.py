@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from confreg.report.figures import chosen_and_random
 from confreg.report.sections import Cell, Column, Figure, Options, Section, Table, section
-from confreg.report.styling import CHOSEN, CONTROL, legend, styled
+from confreg.report.styling import legend, styled
 from confreg.report.wording import number
 
 if TYPE_CHECKING:
@@ -89,31 +90,14 @@ def conflicts(ds: xr.Dataset, options: Options) -> Section:
 
 def conversions(ds: xr.Dataset, k: int) -> go.Figure:
     """Draw the conversion ratio of one class, of chosen sets and of their random ones."""
-    import plotly.graph_objects as go
 
     ways = [str(way) for way in ds["set_way"].values]
     names = list(dict.fromkeys(ways))
     at = np.array([names.index(way) for way in ways], dtype=float)
     ratio = ds["conversion_ratio"].transpose("set", "after").values[:, k]
-    kinds, draw = ds["set_kind"].values, np.random.default_rng(0)
-    figure = go.Figure()
-    for kind, marker in (
-        ("random", {"color": CONTROL, "size": 6, "opacity": 0.5}),
-        ("chosen", {"color": CHOSEN, "size": 11, "symbol": "diamond"}),
-    ):
-        rows = np.flatnonzero(kinds == kind)
-        spread = draw.uniform(-0.25, 0.25, len(rows)) if kind == "random" else 0
-        figure.add_trace(
-            go.Scatter(
-                x=at[rows] + spread,
-                y=ratio[rows],
-                name=kind,
-                mode="markers",
-                marker=marker,
-                customdata=[str(label) for label in ds["set"].values[rows]],
-                hovertemplate="<b>%{customdata}</b><br>%{y:.3f}<extra></extra>",
-            )
-        )
+    rows = np.flatnonzero(ds["set_kind"].values == "random")
+    at[rows] += np.random.default_rng(0).uniform(-0.25, 0.25, len(rows))
+    figure = chosen_and_random(ds, at, ratio, ".3f", opacity=0.5)
     figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names)
     figure.update_yaxes(title=f"conversion ratio, {ds['after'].values[k]}", tickformat=".0%")
     return legend(styled(figure))

@@ -164,33 +164,44 @@ def sets(ds: xr.Dataset, effect: str) -> go.Figure:
 
     Needs ``effect_mean (set, effect)`` and the coordinates ``set_kind``, ``set_deviation``.
     """
-    import plotly.graph_objects as go
-
     values = ds["effect_mean"].sel(effect=effect).values
     name, unit = effect_words(ds, effect)
     kinds, (step, names) = ds["set_kind"].values, _steps(ds)
     # Sets of one ablation value lie side by side, always in the same places.
     at = step + np.random.default_rng(0).uniform(-0.25, 0.25, len(values)) * (kinds == "random")
+    figure = chosen_and_random(ds, at, values)
+    figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names)
+    figure.update_yaxes(title=in_units(f"mean {name}", unit))
+    return _legend(_styled(figure))
+
+
+def chosen_and_random(
+    ds: xr.Dataset, x: np.ndarray, y: np.ndarray, form: str = ".4g", opacity: float = 0.6
+) -> go.Figure:
+    """Draw a number of every set, random ones faint and chosen ones over them.
+
+    Needs the coordinates ``set`` and ``set_kind``; ``form`` is how the number is told.
+    """
+    import plotly.graph_objects as go
+
     figure = go.Figure()
     for kind, marker in (
-        ("random", {"color": CONTROL, "size": 6, "opacity": 0.6}),
+        ("random", {"color": CONTROL, "size": 6, "opacity": opacity}),
         ("chosen", {"color": CHOSEN, "size": 11, "symbol": "diamond"}),
     ):
-        rows = kinds == kind
+        rows = ds["set_kind"].values == kind
         figure.add_trace(
             go.Scatter(
-                x=at[rows],
-                y=values[rows],
+                x=x[rows],
+                y=y[rows],
                 name=kind,
                 mode="markers",
                 marker=marker,
                 customdata=[str(label) for label in ds["set"].values[rows]],
-                hovertemplate="<b>%{customdata}</b><br>%{y:.4g}<extra></extra>",
+                hovertemplate=f"<b>%{{customdata}}</b><br>%{{y:{form}}}<extra></extra>",
             )
         )
-    figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names)
-    figure.update_yaxes(title=in_units(f"mean {name}", unit))
-    return _legend(_styled(figure))
+    return figure
 
 
 def _steps(ds: xr.Dataset) -> tuple[np.ndarray, list[str]]:

@@ -13,9 +13,7 @@ import numpy as np
 import xarray as xr
 
 from confreg.errors import ConfregError
-
-SPAN_BYTES = 256_000_000
-"""What the activations of a span of neurons may take."""
+from confreg.results import activity
 
 
 def match(
@@ -124,7 +122,7 @@ def match(
                 name: ("other_layer", label.values, label.attributes)
                 for name, label in along.labels.items()
             },
-            **{name: label for name, label in ds.coords.items() if label.dims == ("neuron",)},
+            **activity.of_neurons(ds),
         },
         attrs={
             "recipe": "universal_neurons",
@@ -164,7 +162,7 @@ def _layer(ds: xr.Dataset, layer: int) -> np.ndarray:
 
 def _spans(ds: xr.Dataset, kept: int) -> list[tuple[int, np.ndarray]]:
     """Neurons of one layer at a time, few enough to be held."""
-    most = max(SPAN_BYTES // (8 * max(kept, 1)), 1)
+    most = max(activity.SPAN_BYTES // (8 * max(kept, 1)), 1)
     return [
         (int(layer), rows[start : start + most])
         for layer in np.unique(ds["layer"].values)

@@ -14,7 +14,7 @@ from confreg.derive.matching import Powers
 from confreg.effects import pick
 from confreg.errors import ConfregError
 from confreg.steps.matching import MOMENTS, WORDS
-from confreg.steps.values import activation_unit, read_activations
+from confreg.steps.values import activation_unit, read_activations, refuse_experts
 from confreg.sweep.budget import Budget
 from confreg.sweep.layout import cut
 from confreg.sweep.step import Derivation, Item, Step
@@ -93,11 +93,10 @@ def activation_statistics(
     """
     if not 1 <= top <= int(text.keep.sum()):
         raise ConfregError(f"top is from 1 to {int(text.keep.sum())}, the kept tokens, not {top}.")
-    if study.model.about.n_experts > 1:
-        raise ConfregError(
-            f"{study.model.name} has experts, whose neurons are there at some tokens only: moments "
-            "over all of them say little. Keep what there is with --activations."
-        )
+    refuse_experts(
+        study.model,
+        "moments over all of them say little. Keep what there is with --activations.",
+    )
     # Cut into blocks by the trace: one unit is the whole text, since extremes do not add up.
     tokens = replace(text, together=None)
     cuts = cut(text, study.budget.tokens)

@@ -133,9 +133,7 @@ def output_weights(study: Study, neurons: NeuronAxis) -> Step:
     """
     from confreg.effects import Written
 
-    width, memory = study.model.about.d_model, study.budget.memory
-    label = Label(np.arange(width, dtype=np.int32), "coordinate of the residual", kind="other")
-    coordinate = Axis("coordinate", {"coordinate": label})
+    memory = study.budget.memory
 
     def unit(spans: Spans, stored: Mapping[str, np.ndarray]) -> Written:
         return Written(study.two_tokens, *by_layer(neurons, *spans.bounds[neurons.name]), memory)
@@ -143,12 +141,18 @@ def output_weights(study: Study, neurons: NeuronAxis) -> Step:
     return Step(
         weights_of_layers,
         over=(neurons,),
-        along=(coordinate,),
+        along=(coordinate_axis(study.model.about.d_model),),
         unit=unit,
         cost=lambda spans: 0,
         name="output weights",
         gives=(Variable("w_out", (neurons.name, "coordinate"), "output weight"),),
     )
+
+
+def coordinate_axis(width: int, kept: bool = True) -> Axis:
+    """Coordinates of the residual stream, as the axis ``coordinate``."""
+    label = Label(np.arange(width, dtype=np.int32), "coordinate of the residual", kind="other")
+    return Axis("coordinate", {"coordinate": label}, kept=kept)
 
 
 def place_axis(study: Study, top: int) -> Axis:

@@ -12,6 +12,7 @@ import numpy as np
 from confreg.axes import Axis, Label, Spans, Variable
 from confreg.errors import ConfregError
 from confreg.steps.census import (
+    coordinate_axis,
     place_axis,
     token_texts,
     vocabulary_effort,
@@ -120,11 +121,7 @@ def of_directions(
     norm, share, spectrum, dims = null_space_variables(axis)
     place, owned = place_axis(study, top), torch.from_numpy(about.owned)
     rows = axis.entries(0, len(axis))
-    coordinate = Axis(
-        "coordinate",
-        {"coordinate": Label(np.arange(about.d_model), "coordinate of the residual", kind="other")},
-        kept=False,
-    )
+    coordinate = coordinate_axis(about.d_model, kept=False)
 
     def space(spans: Spans, stored: Mapping[str, np.ndarray]) -> Space:
         return Space(study.two_tokens, owned, null_dims, memory, centre_vocabulary)

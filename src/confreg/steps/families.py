@@ -11,7 +11,7 @@ import numpy as np
 from confreg.axes import Axis, Label, Spans, Variable
 from confreg.derive.features import first_largest, information, usable
 from confreg.errors import ConfregError
-from confreg.steps.values import activation_unit, read_activations
+from confreg.steps.values import activation_unit, read_activations, refuse_experts
 from confreg.sweep.step import Derivation, Item, Step
 
 if TYPE_CHECKING:
@@ -72,11 +72,7 @@ def families(study: Study, neurons: NeuronAxis, tokens: Text, least: int = 30) -
     ConfregError
         No feature is left, or the model has experts.
     """
-    if study.model.about.n_experts > 1:
-        raise ConfregError(
-            f"{study.model.name} has experts, whose neurons are there at some tokens only: shares "
-            "of their variance over all of them say little."
-        )
+    refuse_experts(study.model, "shares of their variance over all of them say little.")
     table, keep = tokens.table, tokens.keep
     groups = {
         "token": Groups.by(table.token_id, keep, table.text),

@@ -28,8 +28,8 @@ def input_weights(study: Study, neurons: NeuronAxis) -> list[Item]:
 
     Gives ``w_in_norm``, ``input_bias``, ``in_out_cosine`` and ``in_out_p (neuron)``, and of gated
     MLPs ``w_gate_norm``, ``gate_bias``, ``gate_out_cosine``, ``gate_in_cosine`` and their p: see
-    `confreg.effects.inputs`. Nothing of routed experts and of families whose row does not say
-    which matrices read: the attribute ``input_weights`` says so.
+    `confreg.effects.inputs`. No step of routed experts and of families whose row does not say
+    which matrices read.
 
     Parameters
     ----------

@@ -14,6 +14,7 @@ from confreg.axes import Axis, Label, Spans, Variable
 from confreg.derive import matching
 from confreg.effects import pick
 from confreg.errors import ConfregError
+from confreg.steps.values import refuse_experts
 from confreg.sweep.budget import Budget
 from confreg.sweep.layout import cut
 from confreg.sweep.step import Derivation, Item, Step
@@ -335,11 +336,7 @@ def check(
     if len(set(names)) < len(names):
         raise ConfregError(f"{', '.join(names)}: a model is named twice.")
     for network in (study.model, *others):
-        if network.about.n_experts > 1:
-            raise ConfregError(
-                f"{network.name} has experts, whose neurons are there at some tokens only: they "
-                "have no correlation over all of them."
-            )
+        refuse_experts(network, "they have no correlation over all of them.")
     ids = np.unique(text.table.token_id).tolist()
     mine = study.model.about.tokenizer.convert_ids_to_tokens(ids)
     for network in others:

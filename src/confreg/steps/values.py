@@ -20,6 +20,7 @@ from confreg.sweep.step import Derivation, Item, Step
 if TYPE_CHECKING:
     import xarray as xr
 
+    from confreg.models.network import Network
     from confreg.study import Study
     from confreg.subjects.neurons import NeuronAxis
     from confreg.tokens.axis import Text
@@ -357,6 +358,20 @@ def from_text(mean_from: str, text: Text) -> dict[str, str]:
         "mean_from_corpus": table.corpus,
         "mean_from_sha256": table.corpus_hash,
     }
+
+
+def refuse_experts(network: Network, because: str) -> None:
+    """Refuse a model whose neurons are not there at every token.
+
+    Raises
+    ------
+    ConfregError
+        It has experts.
+    """
+    if network.about.n_experts > 1:
+        raise ConfregError(
+            f"{network.name} has experts, whose neurons are there at some tokens only: {because}"
+        )
 
 
 def activation_unit(
