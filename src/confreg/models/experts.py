@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from confreg.models.architectures import Architecture
-
-_SINKS = "how much of its heads' outputs is kept depends on the token itself (attention sinks)"
+from confreg.models.templates import AFTER, GRANITE, LOCAL, SINKS, Trait, qwen3_moe
 
 
 def _after_first(config: Any) -> list[bool]:
@@ -37,33 +35,18 @@ def _ernie(config: Any) -> list[bool]:
     ]
 
 
-_DEEPSEEK: dict[str, Any] = {
+_SHARED: Trait = {"shared": "mlp.shared_experts.down_proj", "also": ("shared expert",)}
+_DEEPSEEK: Trait = {
+    **_SHARED,
     "experts": "n_routed_experts",
     "routes": _after_first,
-    "shared": "mlp.shared_experts.down_proj",
     "shared_width": lambda config: config.moe_intermediate_size * (config.n_shared_experts or 0),
-    "also": ("shared expert",),
 }
 
 
-def _experts(model_type: str, title: str, **changes: Any) -> Architecture:
-    """Return a family built like Qwen 3 MoE: RMSNorm, experts with gated MLPs."""
-    row: dict[str, Any] = {
-        "layers": "model.layers",
-        "down_projection": "mlp.experts",
-        "attention_out": "self_attn.o_proj",
-        "final_norm": "model.norm",
-        "centred": False,
-        "eps": "rms_norm_eps",
-        "width": "moe_intermediate_size",
-        "experts": "num_experts",
-    }
-    return Architecture(model_type, title, **(row | changes))
-
-
 ROWS = (
-    _experts("qwen3_moe", "Qwen 3 MoE", routes=_sparse),
-    _experts(
+    qwen3_moe("qwen3_moe", "Qwen 3 MoE", routes=_sparse),
+    qwen3_moe(
         "qwen2_moe",
         "Qwen 2 MoE",
         routes=_sparse,
@@ -73,45 +56,29 @@ ROWS = (
         shared_first=True,
         also=("gated shared expert",),
     ),
-    _experts("olmoe", "OLMoE", width="intermediate_size"),
-    _experts("mixtral", "Mixtral", width="intermediate_size", experts="num_local_experts"),
-    _experts(
-        "gpt_oss",
-        "gpt-oss",
-        width="intermediate_size",
-        experts="num_local_experts",
-        attention_out=None,
-        no_heads=_SINKS,
-    ),
-    _experts("deepseek_v2", "DeepSeek V2", **_DEEPSEEK),
-    _experts("deepseek_v3", "DeepSeek V3, R1", **_DEEPSEEK),
-    _experts("glm4_moe", "GLM 4.5", **_DEEPSEEK),
-    _experts("dots1", "dots.llm1", **_DEEPSEEK),
-    _experts(
+    qwen3_moe("olmoe", "OLMoE", width="intermediate_size"),
+    qwen3_moe("mixtral", "Mixtral", LOCAL),
+    qwen3_moe("gpt_oss", "gpt-oss", LOCAL, SINKS),
+    qwen3_moe("deepseek_v2", "DeepSeek V2", _DEEPSEEK),
+    qwen3_moe("deepseek_v3", "DeepSeek V3, R1", _DEEPSEEK),
+    qwen3_moe("glm4_moe", "GLM 4.5", _DEEPSEEK),
+    qwen3_moe("dots1", "dots.llm1", _DEEPSEEK),
+    qwen3_moe(
         "ernie4_5_moe",
         "ERNIE 4.5 MoE",
+        _SHARED,
         experts="moe_num_experts",
         routes=_ernie,
-        shared="mlp.shared_experts.down_proj",
         shared_width=lambda config: config.moe_intermediate_size * config.moe_num_shared_experts,
         shared_first=True,
-        also=("shared expert",),
     ),
-    _experts("minimax_m2", "MiniMax M2", width="intermediate_size", experts="num_local_experts"),
-    _experts(
-        "flex_olmo",
-        "FlexOlmo",
-        width="intermediate_size",
-        post_norm="post_feedforward_layernorm",
-    ),
-    _experts(
+    qwen3_moe("minimax_m2", "MiniMax M2", LOCAL),
+    qwen3_moe("flex_olmo", "FlexOlmo", AFTER, width="intermediate_size"),
+    qwen3_moe(
         "granitemoe",
         "Granite MoE",
+        GRANITE,
+        LOCAL,
         down_projection="block_sparse_moe.experts",
-        width="intermediate_size",
-        experts="num_local_experts",
-        scale=lambda config: 1 / config.logits_scaling,
-        multiplier=lambda config: config.residual_multiplier,
-        also=("logit scale", "residual multiplier"),
     ),
 )

@@ -11,40 +11,27 @@ from typing import Any
 
 from confreg.models import experts
 from confreg.models.architectures import Architecture
-
-
-def _llama(model_type: str, title: str, **changes: Any) -> Architecture:
-    """Return a family built like Llama: RMSNorm, gated MLP."""
-    row: dict[str, Any] = {
-        "layers": "model.layers",
-        "down_projection": "mlp.down_proj",
-        "up": "mlp.up_proj",
-        "gate": "mlp.gate_proj",
-        "norm_before": "post_attention_layernorm",
-        "attention_out": "self_attn.o_proj",
-        "final_norm": "model.norm",
-        "centred": False,
-        "eps": "rms_norm_eps",
-    }
-    return Architecture(model_type, title, **(row | changes))
-
-
-def _gpt2(model_type: str, title: str, **changes: Any) -> Architecture:
-    """Return a family that names its modules like GPT-2."""
-    row: dict[str, Any] = {
-        "layers": "transformer.h",
-        "up": "mlp.c_fc",
-        "norm_before": "ln_2",
-        "attention_out": "attn.c_proj",
-        "final_norm": "transformer.ln_f",
-        "centred": True,
-        "eps": "layer_norm_epsilon",
-    }
-    return Architecture(model_type, title, **(row | changes))
-
-
-def _inner(config: Any) -> int:
-    return config.n_inner if config.n_inner is not None else 4 * config.n_embd
+from confreg.models.templates import (
+    AFTER,
+    BETWEEN,
+    CAPPED,
+    COHERE,
+    FOUR_TIMES,
+    FUSED,
+    GATED,
+    GPTJ,
+    GRANITE,
+    LAYER_NORM,
+    MIXED,
+    ONE_PLUS,
+    PARALLEL,
+    PHI,
+    SINKS,
+    UNGATED,
+    Trait,
+    gpt2,
+    llama,
+)
 
 
 def _refuse_opt(config: Any) -> str | None:
@@ -74,13 +61,6 @@ def _before_stablelm(config: Any) -> str:
     return "input_layernorm" if config.use_parallel_residual else "post_attention_layernorm"
 
 
-_FUSED: dict[str, Any] = {
-    "up": "mlp.gate_up_proj",
-    "gate": "mlp.gate_up_proj",
-    "also": ("fused gate and up",),
-}
-
-
 def _attention_layers(config: Any) -> list[bool]:
     """Which layers of a hybrid attend; the others mix tokens in other ways."""
     return [kind.endswith("attention") and kind[:6] != "linear" for kind in config.layer_types]
@@ -99,22 +79,14 @@ def _after_gemma4(config: Any) -> str:
     return "a gated input of the token's own follows its MLP" if per_layer else ""
 
 
-def _gemma4(model_type: str, title: str, **changes: Any) -> Architecture:
-    """Return a family built like Gemma 4, whose layers scale their output."""
-    row: dict[str, Any] = {
-        "norm_before": "pre_feedforward_layernorm",
-        "post_norm": "post_feedforward_layernorm",
-        "softcap": "final_logit_softcapping",
-        "refuse": _refuse_gemma4,
-        "after_mlp": _after_gemma4,
-        "scaled_sum": "pre_feedforward_layernorm",
-    }
-    return _llama(model_type, title, **(row | changes))
-
-
-_GATED = "each token multiplies its heads' outputs by a gate of its own"
-_SINKS = "how much of its heads' outputs is kept depends on the token itself (attention sinks)"
-_MIXED = "its heads' outputs are taken from one another and normalised"
+_GEMMA4: Trait = {
+    **BETWEEN,
+    **CAPPED,
+    "refuse": _refuse_gemma4,
+    "after_mlp": _after_gemma4,
+    "scaled_sum": "pre_feedforward_layernorm",
+}
+"""Layers scale their output."""
 
 
 def _refuse_hyperclovax(config: Any) -> str | None:
@@ -137,35 +109,23 @@ def _width_lfm2(config: Any) -> int:
 
 
 _ROWS = (
-    _gpt2("gpt2", "GPT-2", down_projection="mlp.c_proj", width=_inner, also=("Conv1D",)),
+    gpt2("gpt2", "GPT-2", also=("Conv1D",)),
     Architecture(
         "gpt_neox",
         "GPT-NeoX, Pythia",
+        **LAYER_NORM,
+        **FOUR_TIMES,
         layers="gpt_neox.layers",
-        down_projection="mlp.dense_4h_to_h",
-        up="mlp.dense_h_to_4h",
         norm_before="post_attention_layernorm",
         attention_out="attention.dense",
         final_norm="gpt_neox.final_layer_norm",
-        centred=True,
-        eps="layer_norm_eps",
         parallel=True,
     ),
-    _llama("llama", "Llama, SmolLM"),
-    _llama("mistral", "Mistral"),
-    _llama("qwen2", "Qwen 2, Qwen 2.5"),
-    _llama("qwen3", "Qwen 3"),
-    _gpt2(
-        "gptj",
-        "GPT-J",
-        down_projection="mlp.fc_out",
-        up="mlp.fc_in",
-        norm_before="ln_1",
-        attention_out="attn.out_proj",
-        width=_inner,
-        parallel=True,
-        also=("unembedding bias",),
-    ),
+    llama("llama", "Llama, SmolLM"),
+    llama("mistral", "Mistral"),
+    llama("qwen2", "Qwen 2, Qwen 2.5"),
+    llama("qwen3", "Qwen 3"),
+    gpt2("gptj", "GPT-J", GPTJ),
     Architecture(
         "opt",
         "OPT",
@@ -180,85 +140,43 @@ _ROWS = (
         width="ffn_dim",
         refuse=_refuse_opt,
     ),
-    _gpt2(
+    gpt2(
         "falcon",
         "Falcon",
-        down_projection="mlp.dense_4h_to_h",
-        up="mlp.dense_h_to_4h",
+        FOUR_TIMES,
         norm_before=_before_falcon,
         attention_out="self_attention.dense",
         width="ffn_hidden_size",
         parallel=True,
     ),
-    _gpt2(
+    gpt2(
         "bloom",
         "BLOOM",
-        down_projection="mlp.dense_4h_to_h",
-        up="mlp.dense_h_to_4h",
+        FOUR_TIMES,
         norm_before="post_attention_layernorm",
         attention_out="self_attention.dense",
         width=lambda config: 4 * config.hidden_size,
         refuse=_refuse_bloom,
     ),
-    _llama(
+    llama(
         "phi",
         "Phi 1, Phi 2",
+        PHI,
+        PARALLEL,
         down_projection="mlp.fc2",
         up="mlp.fc1",
-        gate="",
-        norm_before="input_layernorm",
-        attention_out="self_attn.dense",
-        final_norm="model.final_layernorm",
-        centred=True,
-        eps="layer_norm_eps",
-        parallel=True,
         also=("unembedding bias",),
     ),
-    _llama("phi3", "Phi 3, Phi 4", **_FUSED),
-    _llama("gemma", "Gemma", also=("1 + γ",)),
-    _llama(
-        "gemma2",
-        "Gemma 2",
-        norm_before="pre_feedforward_layernorm",
-        post_norm="post_feedforward_layernorm",
-        softcap="final_logit_softcapping",
-        also=("1 + γ",),
-    ),
-    _llama(
-        "gemma3_text",
-        "Gemma 3 (text)",
-        norm_before="pre_feedforward_layernorm",
-        post_norm="post_feedforward_layernorm",
-        softcap="final_logit_softcapping",
-        also=("1 + γ",),
-    ),
-    _gemma4("gemma4_text", "Gemma 4 (text)"),
-    _llama("olmo2", "OLMo 2", norm_before=None, post_norm="post_feedforward_layernorm"),
-    _llama(
-        "cohere",
-        "Command R",
-        centred=True,
-        eps="layer_norm_eps",
-        scale=lambda config: config.logit_scale,
-        norm_before="input_layernorm",
-        parallel=True,
-        also=("logit scale",),
-    ),
-    _llama(
-        "granite",
-        "Granite",
-        scale=lambda config: 1 / config.logits_scaling,
-        multiplier=lambda config: config.residual_multiplier,
-        also=("logit scale", "residual multiplier"),
-    ),
-    _llama(
-        "stablelm",
-        "StableLM",
-        norm_before=_before_stablelm,
-        centred=True,
-        eps="layer_norm_eps",
-    ),
-    _llama(
+    llama("phi3", "Phi 3, Phi 4", FUSED),
+    llama("gemma", "Gemma", ONE_PLUS),
+    llama("gemma2", "Gemma 2", BETWEEN, CAPPED, ONE_PLUS),
+    llama("gemma3_text", "Gemma 3 (text)", BETWEEN, CAPPED, ONE_PLUS),
+    llama("gemma4_text", "Gemma 4 (text)", _GEMMA4),
+    llama("olmo2", "OLMo 2", AFTER),
+    llama("cohere", "Command R", COHERE),
+    llama("granite", "Granite", GRANITE),
+    llama("stablelm", "StableLM", LAYER_NORM, norm_before=_before_stablelm),
+    llama(
         "starcoder2",
         "StarCoder 2",
         down_projection="mlp.c_proj",
@@ -267,107 +185,53 @@ _ROWS = (
         centred=True,
         eps="norm_epsilon",
     ),
-    _llama("olmo", "OLMo", centred=True, eps=1e-5, also=("norms without weights",)),
-    _llama("olmo3", "OLMo 3", norm_before=None, post_norm="post_feedforward_layernorm"),
-    _llama(
+    llama("olmo", "OLMo", centred=True, eps=1e-5, also=("norms without weights",)),
+    llama("olmo3", "OLMo 3", AFTER),
+    llama(
         "olmo_hybrid",
         "OLMo Hybrid",
+        AFTER,
         up="",  # layers of its two kinds normalise at different places
-        post_norm="post_feedforward_layernorm",
+        norm_before="post_attention_layernorm",
         attends=_attention_layers,
         refuse=_refuse_olmo_hybrid,
         also=("linear attention",),
     ),
-    _llama("smollm3", "SmolLM 3"),
-    _llama("ministral", "Ministral"),
-    _llama("ministral3", "Ministral 3"),
-    _llama("seed_oss", "Seed-OSS"),
-    _llama("cwm", "Code World Model"),
-    _llama("arcee", "Arcee AFM", gate="", also=("no gate",)),
-    _llama("helium", "Helium"),
-    _llama("ernie4_5", "ERNIE 4.5"),
-    _llama(
-        "apertus",
-        "Apertus",
-        gate="",
-        norm_before="feedforward_layernorm",
-        also=("no gate",),
-    ),
-    _llama("glm", "GLM 4 (9B)", **_FUSED),
-    _llama("glm4", "GLM 4 (0414)", post_norm="post_mlp_layernorm", **_FUSED),
-    _llama("exaone4", "EXAONE 4", norm_before=None, post_norm="post_feedforward_layernorm"),
-    _llama(
-        "cohere2",
-        "Command R7B, Command A",
-        centred=True,
-        eps="layer_norm_eps",
-        scale=lambda config: config.logit_scale,
-        norm_before="input_layernorm",
-        parallel=True,
-        also=("logit scale",),
-    ),
-    _llama("hunyuan_v1_dense", "Hunyuan"),
-    _llama(
-        "nemotron",
-        "Nemotron, Minitron",
-        gate="",
-        centred=True,
-        eps="norm_eps",
-        also=("1 + γ",),
-    ),
-    _llama(
-        "qwen3_5_text",
-        "Qwen 3.5 (text)",
-        attention_out=None,
-        no_heads=_GATED,
-        also=("linear attention", "1 + γ"),
-    ),
-    _gpt2(
+    llama("smollm3", "SmolLM 3"),
+    llama("ministral", "Ministral"),
+    llama("ministral3", "Ministral 3"),
+    llama("seed_oss", "Seed-OSS"),
+    llama("cwm", "Code World Model"),
+    llama("arcee", "Arcee AFM", UNGATED),
+    llama("helium", "Helium"),
+    llama("ernie4_5", "ERNIE 4.5"),
+    llama("apertus", "Apertus", UNGATED, norm_before="feedforward_layernorm"),
+    llama("glm", "GLM 4 (9B)", FUSED),
+    llama("glm4", "GLM 4 (0414)", FUSED, post_norm="post_mlp_layernorm"),
+    llama("exaone4", "EXAONE 4", AFTER),
+    llama("cohere2", "Command R7B, Command A", COHERE),
+    llama("hunyuan_v1_dense", "Hunyuan"),
+    llama("nemotron", "Nemotron, Minitron", ONE_PLUS, gate="", centred=True, eps="norm_eps"),
+    llama("qwen3_5_text", "Qwen 3.5 (text)", GATED, also=("linear attention", "1 + γ")),
+    gpt2(
         "gpt_neo",
         "GPT-Neo",
-        down_projection="mlp.c_proj",
         attention_out="attn.attention.out_proj",
         width=lambda config: config.intermediate_size or 4 * config.hidden_size,
     ),
-    _gpt2("gpt_bigcode", "StarCoder, SantaCoder", down_projection="mlp.c_proj", width=_inner),
-    _gpt2(
-        "codegen",
-        "CodeGen",
-        down_projection="mlp.fc_out",
-        up="mlp.fc_in",
-        norm_before="ln_1",
-        attention_out="attn.out_proj",
-        width=_inner,
-        parallel=True,
-        also=("unembedding bias",),
-    ),
-    _llama(
-        "granite_swa",
-        "Granite (sliding windows)",
-        attention_out=None,
-        no_heads=_SINKS,
-        scale=lambda config: 1 / config.logits_scaling,
-        multiplier=lambda config: config.residual_multiplier,
-        also=("logit scale", "residual multiplier"),
-    ),
-    _llama(
+    gpt2("gpt_bigcode", "StarCoder, SantaCoder"),
+    gpt2("codegen", "CodeGen", GPTJ),
+    llama("granite_swa", "Granite (sliding windows)", GRANITE, SINKS),
+    llama(
         "hyperclovax",
         "HyperCLOVA X",
-        post_norm="post_norm2",
+        GRANITE,
         scale=lambda config: config.logits_scaling,
-        multiplier=lambda config: config.residual_multiplier,
+        post_norm="post_norm2",
         refuse=_refuse_hyperclovax,
-        also=("logit scale", "residual multiplier"),
     ),
-    _llama(
-        "jais2",
-        "Jais 2",
-        gate="",
-        centred=True,
-        eps="layer_norm_eps",
-        also=("no gate",),
-    ),
-    _gpt2(
+    llama("jais2", "Jais 2", LAYER_NORM, UNGATED),
+    gpt2(
         "mpt",
         "MPT",
         layers="transformer.blocks",
@@ -378,27 +242,11 @@ _ROWS = (
         final_norm="transformer.norm_f",
         width=lambda config: 4 * config.d_model,
     ),
-    _llama(
-        "persimmon",
-        "Persimmon",
-        down_projection="mlp.dense_4h_to_h",
-        up="mlp.dense_h_to_4h",
-        gate="",
-        attention_out="self_attn.dense",
-        final_norm="model.final_layernorm",
-        centred=True,
-        eps="layer_norm_eps",
-    ),
-    _llama(
-        "vaultgemma",
-        "VaultGemma",
-        norm_before="pre_feedforward_layernorm",
-        softcap="final_logit_softcapping",
-        also=("1 + γ",),
-    ),
-    _llama("youtu", "Youtu-LLM"),
-    _llama("diffllama", "DiffLlama", attention_out=None, no_heads=_MIXED),
-    _llama(
+    llama("persimmon", "Persimmon", PHI, FOUR_TIMES),
+    llama("vaultgemma", "VaultGemma", BETWEEN, CAPPED, ONE_PLUS, post_norm=None),
+    llama("youtu", "Youtu-LLM"),
+    llama("diffllama", "DiffLlama", MIXED),
+    llama(
         "lfm2",
         "LFM 2",
         down_projection="feed_forward.w2",
@@ -412,7 +260,7 @@ _ROWS = (
         attends=_attention_layers,
         also=("convolutions",),
     ),
-    _llama(
+    llama(
         "falcon_h1",
         "Falcon-H1",
         down_projection="feed_forward.down_proj",
@@ -432,10 +280,10 @@ ARCHITECTURES: dict[str, Architecture] = {row.model_type: row for row in (*_ROWS
 TEXT_MODELS: dict[str, Architecture] = {
     row.model_type: row
     for row in (
-        _llama("qwen2_vl_text", "Qwen 2"),
-        _llama("qwen2_5_vl_text", "Qwen 2.5"),
-        _llama("qwen3_vl_text", "Qwen 3"),
-        _gemma4("gemma4_unified_text", "Gemma 4"),
+        llama("qwen2_vl_text", "Qwen 2"),
+        llama("qwen2_5_vl_text", "Qwen 2.5"),
+        llama("qwen3_vl_text", "Qwen 3"),
+        llama("gemma4_unified_text", "Gemma 4", _GEMMA4),
     )
 }
 """Text models that are found inside multimodal ones only."""
