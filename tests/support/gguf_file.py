@@ -22,11 +22,12 @@ def write(
     network: Any,
     keys: Mapping[str, str | int | float] | None = None,
     tensors: Mapping[str, np.ndarray] | None = None,
+    begins: bool = False,
 ) -> Path:
     """Write a tiny Llama as a GGUF of 32-bit floats.
 
     ``keys`` are metadata beside the usual ones, without the architecture's name; ``tensors``
-    stand beside the model's.
+    stand beside the model's; ``begins``: the tokenizer begins sequences with a token.
     """
     config = network.config
     writer = gguf.GGUFWriter(path, "llama")
@@ -47,6 +48,7 @@ def write(
     writer.add_token_types([1] * len(words()))
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
+    writer.add_add_bos_token(begins)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for name, value in network.state_dict().items():

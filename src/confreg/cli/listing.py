@@ -26,10 +26,16 @@ def _table(title: str, headings: Sequence[str]) -> Table:
 
 
 def print_models() -> None:
-    """Print the architectures that tests cover, what was verified here, and what is refused."""
-    from confreg.models import lookup, own, verified
+    """Print aliases, the architectures that tests cover, what was verified here, and refusals."""
+    from confreg.models import embedded, lookup, own, verified
 
     console = _console()
+    table = _table("Aliases: no Hub needed", ["alias", "model", "licence", "here"])
+    for alias, model in embedded.EMBEDDED.items():
+        asked = f"confreg fetch {alias}" if model.terms else "fetched when first named"
+        here = "yes" if embedded.is_here(alias) else f"{asked}, {model.megabytes} MB"
+        table.add_row(alias, model.title, model.licence, here)
+    console.print(table)
     rows = lookup.table()
     table = _table("Tested on every neuron, by all engines", list(rows[0]))
     for row in rows:

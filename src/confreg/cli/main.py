@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_netcdf,
         _add_counts,
         _add_lists,
+        _add_fetch,
     ):
         add(commands)
     _add_verify(commands)
@@ -289,8 +290,22 @@ def _add_counts(commands: Any) -> None:
 
 def _add_lists(commands: Any) -> None:
     _command(commands, "recipes", _recipes, "list the recipes, their parameters and effects")
-    text = "list the architectures that are tested, models verified here, and what is refused"
+    text = "list aliases, architectures that are tested, models verified here, what is refused"
     _command(commands, "models", _models, text)
+
+
+def _add_fetch(commands: Any) -> None:
+    from confreg.models.embedded import EMBEDDED
+
+    parser = _command(
+        commands, "fetch", _fetch, "fetch a model that has an alias, and ask for its licence",
+        "A model without terms to accept is fetched by the first run that names it.",
+    )  # fmt: skip
+    parser.add_argument("alias", metavar="ALIAS", choices=list(EMBEDDED), help=", ".join(EMBEDDED))
+    parser.add_argument(
+        "--accept-licence", action="store_true",
+        help="you accept the terms that the model comes under: no question is asked",
+    )  # fmt: skip
 
 
 def _add_verify(commands: Any) -> None:
@@ -516,6 +531,12 @@ def _models(options: argparse.Namespace) -> None:
     from confreg.cli import listing
 
     listing.print_models()
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from confreg.cli import fetching
+
+    fetching.fetch(options.alias, accept=options.accept_licence)
 
 
 def _verify(options: argparse.Namespace) -> None:

