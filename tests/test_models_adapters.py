@@ -18,6 +18,8 @@ import confreg
 from confreg import ConfregError, models
 from confreg.cli.main import main
 from confreg.models import Model, adapters
+from confreg.models import verified as cache
+from confreg.models.agreement import tokens_for
 from confreg.models.placement import Placement
 
 TARGETS = {
@@ -186,3 +188,58 @@ def test_the_command_line_takes_it(made, tmp_path, capsys):
     words += ["--sequence-length", "16", "--neurons", "2:0-3", "--out", str(tmp_path / "o.zarr")]
     main([*words, "--quiet", "--adapter", str(folder / "adapter")])
     assert confreg.open(tmp_path / "o.zarr").attrs["model_adapter"] == str(folder / "adapter")
+
+
+def verified(words, capsys):
+    """What the command says and keeps, by what the record is of."""
+    main(["verify", *words])
+    return capsys.readouterr().out, {cache.title(each): each for each in cache.every()}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_check_is_of_the_model_with_its_adapter(made, tmp_path, monkeypatch, capsys, kind):
+    monkeypatch.setenv("CONFREG_CACHE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "80")
+    folder, merged = made(kind)
+    monkeypatch.chdir(folder)
+    model, its_adapter = "./model", "./adapter"
+    said, kept = verified([model, "--adapter", its_adapter], capsys)
+    assert f"{model} + {its_adapter}: {kind}, row tested, float32" in said
+    assert "differs" not in said
+    (record,) = kept.values()
+    compared = {part["part"]: part for part in record["compared"]}
+    assert compared.keys() == {
+        "logits", "neurons", "scale", "causal", "exact", "series", "heads"
+    }  # fmt: skip
+    assert max(part["difference"] for part in compared.values()) < 2e-5
+    ids = tokens_for(models.describe(model))
+    logits = float(merged(ids).logits.detach().abs().max())
+    assert compared["logits"]["largest"] == pytest.approx(logits, rel=1e-5)
+    # Without it the model is another, and so is the record.
+    _, both = verified([model], capsys)
+    assert both.keys() == {model, f"{model} + {its_adapter}"}
+    bare = both[model]["compared"][0]
+    assert bare["largest"] != pytest.approx(logits, rel=1e-3)
+    assert both[f"{model} + {its_adapter}"]["compared"] == record["compared"]
+    main(["models"])
+    listed = capsys.readouterr().out
+    assert f"{model} + {its_adapter}" in listed
+    assert all(len(line.rstrip()) <= 80 for line in listed.splitlines())
+
+
+def test_an_adapter_that_does_not_fit_is_not_verified(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CONFREG_CACHE", str(tmp_path / "cache"))
+    folder, _ = made("llama")
+    adapter(zoo.tiny("llama", intermediate_size=40)[0], tmp_path / "other")
+    for given, sentence in (
+        (["--adapter", str(tmp_path / "other")], "other is not one of"),
+        (["--adapter", str(tmp_path / "none")], "There is no adapter"),
+        (["--adapter", str(folder / "adapter"), "--profile", "ndif"], "for this machine: a server"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["verify", str(folder / "model"), *given])
+        assert ended.value.code == 2
+        said = capsys.readouterr()
+        assert sentence in said.err
+        assert not said.out
+    assert not cache.every()

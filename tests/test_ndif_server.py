@@ -30,8 +30,9 @@ from safetensors.numpy import save_file
 
 import confreg
 from confreg.axes import Spans
+from confreg.cli import main
 from confreg.errors import ConfregError
-from confreg.models import embedded
+from confreg.models import Model, agreement, embedded, verified
 from confreg.places import doctor, profiles
 from confreg.places.ndif import client, http, place, server
 from confreg.places.ndif.faults import Transient
@@ -46,7 +47,8 @@ pytestmark = [pytest.mark.remote, pytest.mark.slow]
 
 TEXT = [" ".join(f"w{(7 * k + 3 * i) % 90 + 2}" for i in range(40)) for k in range(6)]
 PATIENCE = 300.0  # of a machine that has much else to do
-MODELS = ["lab/tiny-llama", "lab/tiny-gpt2", "lab/smollm2-135m"]
+TINY = ("gpt2", "llama")
+MODELS = [*(f"lab/tiny-{architecture}" for architecture in TINY), "lab/smollm2-135m"]
 # Neurons of SmolLM2 that do much, some by hiding it in the norm, and some others.
 STRONG = "29.1514,29.1460,29.1463,29.1501,29.1022,29.830,29.0,29.7"
 SMOLLM2 = {"text": None, "sequence_length": 32, "max_tokens": 64}
@@ -144,7 +146,7 @@ class Lab:
 @contextlib.contextmanager
 def laboratory(root: Path, folder: Path) -> Iterator[Lab]:
     """Bring a server up, with a Hub in ``root`` that it loads from; nothing is left of it."""
-    for architecture in ("gpt2", "llama"):
+    for architecture in TINY:
         zoo.save(architecture, root / "lab" / f"tiny-{architecture}")
     shutil.copytree(embedded.ensure("smollm2-135m"), root / "lab" / "smollm2-135m")
     with pytest.MonkeyPatch.context() as patch, Hub(root) as hub:
@@ -383,6 +385,39 @@ def test_doctor_is_green(lab):
     said = {check.name: check.sentence for check in checks}
     assert "runs there in float32" in said["lab/tiny-llama"]
     assert "0.8.0 there" in said["nnsight"]
+
+
+@pytest.mark.parametrize("sandbox", [False, True], ids=["trusted", "sandboxed"])
+def test_a_row_is_verified_there(lab, tmp_path, monkeypatch, capsys, sandbox):
+    monkeypatch.setenv("CONFREG_CACHE", str(tmp_path))
+    model, here = "lab/tiny-llama", Model.wrap(*zoo.tiny("llama"))
+    main(["verify", model, "--profile", lab.profile, "-P", f"sandbox={str(sandbox).lower()}"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{model} at {lab.status.url.removeprefix('http://')}: llama, row tested" in said
+    for part in ("logits", "neurons", "heads"):
+        assert f"{part} not at a server" in said
+    (record,) = verified.every()
+    assert record["versions"]["nnsight"] == "0.8.0"  # the server's
+    expected = agreement.engines(here, agreement.tokens_for(here.description))
+    assert {part["part"] for part in record["compared"]} == {"scale", "causal", "exact", "series"}
+    for part in record["compared"]:
+        assert part["difference"] < 2e-5
+        largest = expected["largest" if part["part"] in ("exact", "series") else "logit"]
+        assert part["largest"] == pytest.approx(largest, rel=1e-4)
+
+
+def test_a_row_that_is_wrong_is_found_out_there(lab, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CONFREG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CONFREG_ARCHITECTURES", str(tmp_path))
+    wrong = 'model_type = "llama"\nlike = "llama"\nmultiplier = 0.5\n'
+    (tmp_path / "mine.toml").write_text(wrong)
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", "lab/tiny-llama", "--profile", lab.profile])
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert "differs" in said.out
+    assert "effects by forward and by exact differ" in said.err
+    assert [record["ok"] for record in verified.every()] == [False]
 
 
 def test_a_result_over_the_limit_is_split(lab, local, tmp_path):

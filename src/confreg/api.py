@@ -102,6 +102,7 @@ def split(recipe: Recipe, given: Mapping[str, Any]) -> tuple[Options, dict[str, 
 
 def make_plan(recipe: Recipe, options: Options, parameters: Mapping[str, Any]) -> Plan:
     """Everything that is decided before a weight is loaded."""
+    from confreg.models import adapters
     from confreg.progress import waiting
     from confreg.steps.verification import verification
     from confreg.study import Study, describe_parameters
@@ -114,10 +115,7 @@ def make_plan(recipe: Recipe, options: Options, parameters: Mapping[str, Any]) -
     model = _network(recipe, options, held)
     place = places.make(profile, options, model)
     if model.adapter and place.budget.upload is not None:
-        raise ConfregError(
-            "--adapter is for runs on this machine: a server runs the models that it has. Ask its "
-            "operator to deploy the merged model."
-        )
+        raise ConfregError(adapters.HERE_ONLY)
     study = Study(model, options, place.budget, recipe.usual, recipe.on_request, recipe=recipe.name)
     bound = {
         name: _models_of(recipe.parameters[name], value, held) for name, value in parameters.items()

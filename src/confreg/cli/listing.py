@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from confreg.models import Model
     from confreg.models.agreement import Compared
+    from confreg.models.model import Description
 
 
 def _console() -> Console:
@@ -64,17 +64,23 @@ def print_models() -> None:
 
 
 def _record(record: dict[str, Any]) -> list[str]:
+    from confreg.models import verified
+
     difference = f"{record['largest']:.0e} nats" if record["ok"] else "differs"
     versions = record["versions"].get("transformers", "?")
-    return [record["model"], record["row"], record["dtype"], difference, versions]
+    return [verified.title(record), record["row"], record["dtype"], difference, versions]
 
 
-def print_verified(model: Model, found: Sequence[Compared]) -> None:
+def print_verified(
+    model: Description, found: Sequence[Compared], record: Mapping[str, Any]
+) -> None:
     """Print what was compared of a model, and the largest difference of each."""
-    row = model.description.row.origin or "tested"
+    from confreg.models import verified
+
     headings = ["part", "what was compared", "difference", "of at most", ""]
     console = _console()
-    console.print(f"{model.name}: {model.architecture}, row {row}, {model.dtype}", soft_wrap=True)
+    said = f"{verified.title(record)}: {model.architecture}, row {record['row']}, {model.dtype}"
+    console.print(said, soft_wrap=True)
     table = _table("", headings)
     for one in found:
         if not one.is_compared:

@@ -313,12 +313,13 @@ def _add_verify(commands: Any) -> None:
         commands, "verify", _verify,
         "try what is known of a model's architecture on its weights",
         "It loads the model and holds its parts against each other; for an architecture that is in "
-        "no table, too.",
+        "no table, too. At a server it compares what requests can.",
     )  # fmt: skip
-    parser.add_argument("model", metavar="M", help="as --model of confreg run")
-    parser.add_argument(
-        "--dtype", default="float32", metavar="D", help="to compute in (default: %(default)s)"
-    )
+    add = parser.add_argument
+    add("model", metavar="M", help="as --model of confreg run")
+    add("--adapter", metavar="A", help="as --adapter of confreg run")
+    add("--dtype", metavar="D",
+        help="to compute in (default: float32, at a server what the profile says)")  # fmt: skip
     _add_profile(parser, "memory")
 
 
@@ -540,24 +541,11 @@ def _fetch(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from confreg import models
-    from confreg.cli import listing
-    from confreg.models import verified, verify
+    from confreg.cli import verifying
     from confreg.places import profiles
-    from confreg.sweep.provenance import versions
 
     profile = profiles.load(options.profile, _pairs(options.overrides, "-P"))
-    if not isinstance(profile, profiles.LocalProfile):
-        raise ConfregError(
-            f"Profile {profile.name!r} is a server's: `confreg verify` reads weights. A run of a "
-            "model whose architecture is in no table verifies it there by itself."
-        )
-    model = models.load(options.model, profile.placement(), options.dtype)
-    found = verify.verify(model)
-    verified.keep(model.description, found, versions())
-    listing.print_verified(model, found)
-    if reason := verify.failure(model.description, found):
-        raise ConfregError(reason)
+    verifying.verify(options.model, profile, options.dtype, options.adapter)
 
 
 def _doctor(options: argparse.Namespace) -> None:

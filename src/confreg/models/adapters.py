@@ -15,6 +15,10 @@ from confreg.errors import ConfregError, said
 
 CONFIGURATION = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+HERE_ONLY = (
+    "--adapter is for this machine: a server runs the models that it has. Ask its operator to "
+    "deploy the merged model."
+)
 
 
 def locate(name: str | Path) -> Path:

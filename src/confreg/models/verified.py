@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,28 @@ def folder() -> Path:
     return cache_folder() / "verified"
 
 
-def keep(model: Description, found: Sequence[Compared], versions: dict[str, str]) -> Path:
-    """Write down what was compared of a model, and with which versions; returns the file."""
+def keep(
+    model: Description,
+    found: Sequence[Compared],
+    versions: Mapping[str, str],
+    where: Mapping[str, str],
+) -> dict[str, Any]:
+    """Write down what was compared of a model; returns the record.
+
+    Parameters
+    ----------
+    model : Description
+    found : sequence of Compared
+    versions : mapping
+        Of the packages that computed it.
+    where : mapping
+        ``adapter`` that was attached, "" for none, and ``host``, "local" for this machine. The
+        same model elsewhere is another record.
+    """
     record = {
         "model": model.name,
         "revision": model.revision,
+        **where,
         "architecture": model.architecture,
         "row": model.row.origin or "tested",
         "dtype": model.dtype,
@@ -34,15 +51,26 @@ def keep(model: Description, found: Sequence[Compared], versions: dict[str, str]
             for c in found
             if c.is_compared
         ],
-        "versions": versions,
+        "versions": dict(versions),
     }
-    name = hashlib.sha256(f"{model.name}@{model.revision}".encode()).hexdigest()[:16]
+    name = hashlib.sha256(f"{title(record)}@{model.revision}".encode()).hexdigest()[:16]
     file = folder() / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(record, indent=1))
     partial.replace(file)
-    return file
+    return record
+
+
+def title(record: Mapping[str, Any]) -> str:
+    """What a record is of: the model, and where there are such its adapter and its host."""
+    host = record.get("host", "local")
+    parts = [
+        record["model"],
+        f" + {record['adapter']}" if record.get("adapter") else "",
+        f" at {host}" if host != "local" else "",
+    ]
+    return "".join(parts)
 
 
 def every() -> list[dict[str, Any]]:

@@ -41,7 +41,36 @@ def verification(network: Network, number: int = 0) -> list[Item]:
     if not network.is_language_model or not network.about.row.origin:
         return []
     model, prefix = network.about, "verified" if not number else f"verified_{number}"
-    names = [f"{prefix}_{name}" for name in NAMES]
+    step = comparison(network, prefix)
+
+    def row_verified(ds: xr.Dataset) -> dict[str, Any]:
+        closed = () if model.after_mlp else ("exact", "series")
+        largest = max(float(ds[f"{prefix}_{name}"]) for name in (*closed, "finished", "ahead"))
+        effects = float(ds[f"{prefix}_largest"])
+        said = f"{model.row.origin}, verified to {largest:.0e} nats in effects of {effects:.2g}"
+        return {f"{prefix}_row": said}
+
+    said = Variable(f"{prefix}_row", (), "where the model's row is from", "", "str")
+    reads = tuple(variable.name for variable in step.gives)
+    return [step, Derivation(row_verified, gives=(said,), reads=reads)]
+
+
+def differences(block: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """What `confreg.models.agreement.engines` found, of a block of `comparison`."""
+    return {name: float(block[f"{prefix}_{name}"]) for name in NAMES}
+
+
+def comparison(network: Network, prefix: str) -> Step:
+    """The engines of a model on eight neurons and one sequence, as a step of any place.
+
+    Parameters
+    ----------
+    network : Network
+        A language model.
+    prefix : str
+        Of its variables' names.
+    """
+    model = network.about
 
     def unit(spans: Spans, stored: Mapping[str, np.ndarray]) -> Any:
         from confreg.models.agreement import tokens_for
@@ -65,12 +94,12 @@ def verification(network: Network, number: int = 0) -> list[Item]:
     def check(block: Mapping[str, np.ndarray], spans: Spans) -> None:
         from confreg.models.agreement import failure, of_engines
 
-        found = {name: float(block[f"{prefix}_{name}"]) for name in NAMES}
-        if reason := failure(model, of_engines(model, found)):
+        if reason := failure(model, of_engines(model, differences(block, prefix))):
             raise ConfregError(reason)
 
     hidden: Any = {"dtype": "float64", "kept": False}
-    step = Step(
+    names = [f"{prefix}_{name}" for name in NAMES]
+    return Step(
         engines_compared,
         over=(),
         gives=tuple(Variable(name, (), "of a verification", "nats", **hidden) for name in names),
@@ -80,13 +109,3 @@ def verification(network: Network, number: int = 0) -> list[Item]:
         name="verifying the architecture's row",
         check=check,
     )
-
-    def row_verified(ds: xr.Dataset) -> dict[str, Any]:
-        closed = () if model.after_mlp else ("exact", "series")
-        largest = max(float(ds[f"{prefix}_{name}"]) for name in (*closed, "finished", "ahead"))
-        effects = float(ds[f"{prefix}_largest"])
-        said = f"{model.row.origin}, verified to {largest:.0e} nats in effects of {effects:.2g}"
-        return {f"{prefix}_row": said}
-
-    said = Variable(f"{prefix}_row", (), "where the model's row is from", "", "str")
-    return [step, Derivation(row_verified, gives=(said,), reads=tuple(names))]
