@@ -16,27 +16,14 @@ import zoo
 import confreg
 from confreg import ConfregError, models
 from confreg import effects as fx
-from confreg.models import Model
+from confreg.effects import Routed
+from confreg.models import Model, verify
 from confreg.models.banks import Bank
 from confreg.models.experts import ROWS
 from confreg.models.placement import Placement
 from confreg.subjects.neurons import choose
 
-FEW = ("qwen3_moe", "gpt_oss")
-EVERY = [
-    pytest.param(name, marks=[] if name in FEW else [pytest.mark.slow]) for name in zoo.EXPERTS
-]
-SHARED = {
-    "qwen2_moe": ("shared_expert", 16),
-    "deepseek_v2": ("shared_experts", 16),
-    "deepseek_v3": ("shared_experts", 8),
-    "glm4_moe": ("shared_experts", 8),
-    "dots1": ("shared_experts", 8),
-    "ernie4_5_moe": ("shared_experts", 8),
-}
-"""The module of the shared expert, and how many neurons it has."""
-BEGIN_PLAIN = ("qwen3_moe", *SHARED)
-"""Whose first layer, as they are here, has an ordinary MLP, of 48 neurons."""
+EVERY, SHARED, BEGIN_PLAIN = zoo.EVERY_OF_EXPERTS, zoo.SHARED, zoo.BEGIN_PLAIN
 
 
 def chosen(architecture: str, layer: int) -> list[tuple[int | str | None, int, int]]:
@@ -217,7 +204,7 @@ def test_a_run_says_where_neurons_are(checkpoint_of_experts, words, tmp_path, en
 
 
 @pytest.mark.parametrize("architecture", EVERY)
-def test_offloaded_to_disk_it_is_the_same(architecture, tmp_path):
+def test_offloaded_to_disk_it_is_the_same(architecture, tmp_path, monkeypatch):
     """Fused weights are fetched where their module has not been called yet."""
     folder = str(zoo.save(architecture, tmp_path / architecture))
     row = models.describe(folder).row
@@ -234,6 +221,12 @@ def test_offloaded_to_disk_it_is_the_same(architecture, tmp_path):
         mine, expected = (tracing.measure(m, unit)["effects"] for m in (offloaded, inside))
         assert expected.nan_to_num().abs().max() > 0.01
         torch.testing.assert_close(mine, expected, rtol=0, atol=1e-5, equal_nan=True)
+    right = Routed.columns
+    found = verify.experts(offloaded, zoo.tokens())
+    assert found.ok
+    assert found.largest > 0.3
+    monkeypatch.setattr(Routed, "columns", lambda self, n, like: right(self, (n + 8) % 48, like))
+    assert not verify.experts(offloaded, zoo.tokens()).ok
 
 
 def test_sets_of_experts_neurons_go_together(checkpoint_of_experts, words, tmp_path):

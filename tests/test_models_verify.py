@@ -17,6 +17,7 @@ from nnsight.intervention.interleaver import OutOfOrderError
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import confreg
+from confreg import effects as fx
 from confreg import models
 from confreg.cli import main
 from confreg.errors import ConfregError
@@ -48,7 +49,7 @@ def found_wrong(model: Model) -> list[str]:
     return [c.name for c in verify.verify(model) if not c.ok]
 
 
-@pytest.mark.parametrize("architecture", zoo.EVERY)
+@pytest.mark.parametrize("architecture", zoo.EVERY + zoo.EVERY_OF_EXPERTS)
 def test_every_tested_row_verifies(architecture):
     found = {c.name: c for c in verify.verify(model_of(architecture))}
     assert all(c.ok for c in found.values())
@@ -56,7 +57,12 @@ def test_every_tested_row_verifies(architecture):
         assert found[name].is_compared
         assert found[name].largest > 0.3
     assert found["exact"].difference < 2e-5
-    assert found["neurons"].is_compared == (architecture not in ("bloom", "lfm2", "lfm2_vl"))
+    assert ("experts" in found) == (architecture in zoo.EXPERTS)
+    if architecture in zoo.EXPERTS:
+        assert found["experts"].largest > 0.3
+        assert found["neurons"].is_compared == (architecture in zoo.BEGIN_PLAIN)
+    else:
+        assert found["neurons"].is_compared == (architecture not in ("bloom", "lfm2", "lfm2_vl"))
     assert found["heads"].is_compared == any(model_of(architecture).attends)
 
 
@@ -75,12 +81,14 @@ def mutations(row, config):
         yield "softcap", {"softcap": None}
     if row.scaled_sum is not None:
         yield "layer's scale", {"scaled_sum": None}
+    if row.shared_gate:
+        yield "shared gate", {"shared_gate": ""}
 
 
 FIRST_NORM = {"gpt2": "ln_2", "llama": "post_attention_layernorm", "bloom": "input_layernorm"}
 
 
-@pytest.mark.parametrize("architecture", zoo.EVERY)
+@pytest.mark.parametrize("architecture", zoo.EVERY + zoo.EVERY_OF_EXPERTS)
 def test_wrong_rows_are_found_out(architecture):
     model = model_of(architecture)
     row, config = model.description.row, model.description.config
@@ -92,7 +100,68 @@ def test_wrong_rows_are_found_out(architecture):
             with pytest.raises(OutOfOrderError):
                 verify.verify(mutant)
         else:
-            assert {"exact", "scale"} & set(found_wrong(mutant)), part
+            assert {"exact", "scale", "experts"} & set(found_wrong(mutant)), part
+
+
+class SwappedGate(fx.Routed):
+    """Takes up for gate."""
+
+    def parameters(self):
+        found, module = dict(super().parameters()), self.experts._module
+        halves = (-1, 2) if type(module).__name__ == "GptOssExperts" else (2, -1)  # it interleaves
+        for name in {"gate_up_proj", "gate_up_proj_bias"} & found.keys():
+            at = found[name].dim() - 1 if module.is_transposed else 1
+            split = found[name].unflatten(at, halves).flip(at + halves.index(2))
+            found[name] = split.flatten(at, at + 1)
+        return found
+
+
+class OthersDown(fx.Routed):
+    """Takes the down-projection of the expert before."""
+
+    def parameters(self):
+        own = dict(super().parameters())
+        return own | {"down_proj": own["down_proj"].roll(1, 0)}
+
+
+class OthersBias(fx.Routed):
+    """Takes a bias of the expert before."""
+
+    def parameters(self):
+        own = dict(super().parameters())
+        return own | {"down_proj_bias": own["down_proj_bias"].roll(1, 0)}
+
+
+class Unweighted(fx.Routed):
+    """Forgets the routing weights."""
+
+    def activations(self, hidden, index, weights):
+        return super().activations(hidden, index, torch.ones_like(weights))
+
+
+class NothingShared(fx.Routed):
+    """Forgets what the shared expert's neurons add."""
+
+    def adds(self, neurons):
+        neurons = neurons.clone()
+        neurons[:, self.count * self.width :] = 0
+        return super().adds(neurons)
+
+
+def read_wrong():
+    """Families of experts and what changes a number there."""
+    for param in zoo.EVERY_OF_EXPERTS:
+        (name,) = param.values
+        wrong = [SwappedGate, OthersDown, Unweighted]
+        wrong += [OthersBias] * (name == "gpt_oss") + [NothingShared] * (name in zoo.SHARED)
+        yield from (pytest.param(name, each, marks=param.marks) for each in wrong)
+
+
+@pytest.mark.parametrize(("architecture", "wrong"), read_wrong())
+def test_experts_that_are_read_wrong_are_found_out(architecture, wrong, monkeypatch):
+    """By what their module returns: engines read activations and output weights alike."""
+    monkeypatch.setattr(fx, "Routed", wrong)
+    assert found_wrong(model_of(architecture))[0] == "experts"
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2_vl", "gemma", "phi3", "gptj"])

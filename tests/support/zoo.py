@@ -7,6 +7,7 @@ weights, zero biases and scalars of 1, and would hide an error in any of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -215,14 +216,32 @@ EXPERTS: dict[str, dict[str, Any]] = {
     | {"logits_scaling": 1.7, "residual_multiplier": 0.6, "embedding_multiplier": 3.0},
 }
 """Families with routed experts, each of eight neurons, six a layer, two of them a token."""
+SHARED = {
+    "qwen2_moe": ("shared_expert", 16),
+    "deepseek_v2": ("shared_experts", 16),
+    "deepseek_v3": ("shared_experts", 8),
+    "glm4_moe": ("shared_experts", 8),
+    "dots1": ("shared_experts", 8),
+    "ernie4_5_moe": ("shared_experts", 8),
+}
+"""The module of the shared expert, and how many neurons it has."""
+BEGIN_PLAIN = ("qwen3_moe", *SHARED)
+"""Whose first layer, as they are here, has an ordinary MLP, of 48 neurons."""
 
 ARCHITECTURES = list(CONFIGS)
 FEW = ("gpt2", "llama", "gemma2", "bloom")
 """LayerNorm and RMSNorm, post-norms and a softcap, neurons of another width."""
-EVERY = [
-    pytest.param(name, marks=[] if name in FEW else [pytest.mark.slow]) for name in ARCHITECTURES
-]
+FEW_OF_EXPERTS = ("qwen3_moe", "gpt_oss")
+
+
+def _quick(names: Iterable[str], few: tuple[str, ...]) -> list[Any]:
+    return [pytest.param(name, marks=[] if name in few else [pytest.mark.slow]) for name in names]
+
+
+EVERY = _quick(ARCHITECTURES, FEW)
 """For tests of every architecture, of which the quick ones take a few."""
+EVERY_OF_EXPERTS = _quick(EXPERTS, FEW_OF_EXPERTS)
+"""Likewise, of families with routed experts."""
 
 
 def tokenizer(size: int = VOCAB) -> PreTrainedTokenizerFast:

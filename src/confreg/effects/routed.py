@@ -75,6 +75,8 @@ class Routed:
         self.shared_first = shared_first
         self.shared_gate = shared_gate
         self.seen = None
+        self.given = []
+        self.share = 1.0
 
     def parameters(self):
         """The fused weights by name."""
@@ -93,13 +95,14 @@ class Routed:
         """The neurons of every token, (T, E·I + S), NaN where a token is not routed to them."""
         common = self.shared.input if self.shared is not None and self.shared_first else None
         given, named = self.experts.inputs
-        hidden, index, weights = [*given, *named.values()][:3]
-        self.seen = self.activations(hidden, index, weights)
+        self.given = [*given, *named.values()][:3]
+        self.seen = self.activations(*self.given)
         if self.shared is not None:
             common = self.shared.input if common is None else common
             common = common.reshape(-1, self.shared_width)
             if self.shared_gate is not None:
-                common = common * self.shared_gate.output.reshape(-1, 1).sigmoid()
+                self.share = self.shared_gate.output.reshape(-1, 1).sigmoid()
+                common = common * self.share
             self.seen = torch.cat([self.seen, common.to(self.seen)], -1)
         return self.seen
 
@@ -142,15 +145,36 @@ class Routed:
             found[common] = neuron_directions(self.shared, own, self.shared_width, like).to(found)
         return found
 
+    def adds(self, neurons):
+        """What neurons (T, E·I + S) add to what the module returns, (T, d) float32."""
+        neurons = neurons.nan_to_num(0.0)
+        some = (neurons != 0).any(0).nonzero()[:, 0]
+        return neurons[:, some].float() @ self.columns(some, neurons).to(neurons.device).float()
+
+    def biases(self):
+        """What is added whatever the neurons are, (T, d) float32, once they were read."""
+        (hidden, index, weights), own = self.given, self.parameters()
+        found = torch.zeros_like(hidden, dtype=torch.float32)
+        if self.experts._module.has_bias:
+            each = weights.new_zeros(len(index), self.count + 1).scatter_add(1, index, weights)
+            found += each[:, : self.count].float() @ own["down_proj_bias"].to(each.device).float()
+        if self.shared is not None:
+            found += self.share * self.shared(hidden.new_zeros(1, self.shared_width))
+        return found
+
     def write(self, changed):
         """Make the neurons ``changed`` (T, E·I + S), where they are there at all."""
-        change = (changed - self.seen).nan_to_num(0.0)
-        touched = (change != 0).any(0).nonzero()[:, 0]
-        columns = self.columns(touched, change).to(change.device).float()
-        added = change[:, touched].float() @ columns
-        adding = self.experts if self.whole is None else self.whole
-        output = adding.output
-        adding.output = (output.float() + added.view_as(output)).to(output)
+        added, output = self.adds(changed - self.seen), self.output
+        self.output = (output.float() + added.view_as(output)).to(output)
+
+    @property
+    def output(self):
+        """What the module returns to which the neurons add: the experts', or the one around."""
+        return (self.experts if self.whole is None else self.whole).output
+
+    @output.setter
+    def output(self, changed):
+        (self.experts if self.whole is None else self.whole).output = changed
 
     input = property(read, write)
 

@@ -103,8 +103,7 @@ def engines(model: Any, ids: torch.Tensor) -> dict[str, float]:
         row's scale and softcap, from the model's own; ``"ahead"``: the largest change of earlier
         logits where the last token is another; ``"logit"``: the largest logit.
     """
-    index = torch.linspace(0, model.width(-1) - 1, NEURONS).long().unique()
-    values = _values(model, ids, index)
+    index, values = _chosen(model, ids)
     forward = _ablated(model, ids, index, values, fx.Forward())
     found = {"largest": float(forward.abs().max()), **_plainly(model, ids)}
     for name, engine in ENGINES.items():
@@ -152,16 +151,23 @@ def _plainly(model: Any, ids: torch.Tensor) -> dict[str, float]:
     }
 
 
-def _values(model: Any, ids: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Values that change the residual stream, or the post-norm's input, by its own length."""
+def _chosen(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Neurons from first to last, and values that change what they add to by its own length.
+
+    That is the residual stream, or the post-norm's input. Of experts' neurons, some that are there
+    at some token.
+    """
     site = model.site(-1)
     with torch.no_grad(), model.trace(ids):
         activation = site.neurons.input
+        seen = activation.float().reshape(-1, activation.shape[-1])
+        there = (~seen.isnan()).any(0).nonzero()[:, 0]
+        index = there[torch.linspace(0, len(there) - 1, NEURONS).long().unique()]
         stream = site.final_norm.input if site.post_norm is None else site.post_norm.input
         weights = site.write_of(stream).weights(index.to(stream.device), stream)
         length = stream.float().norm(dim=-1).mean()
-        usual = activation.float().reshape(-1, activation.shape[-1]).mean(0)[index]
-        found = nnsight.save((usual + length / weights.norm(dim=-1)).cpu())
+        values = seen[:, index].nanmean(0).to(weights.device) + length / weights.norm(dim=-1)
+        found = nnsight.save((index.cpu(), values.cpu()))
     return found
 
 

@@ -38,10 +38,11 @@ def verify(model: Model) -> list[Compared]:
     Returns
     -------
     list of Compared
-        Logits, neurons, the engines, heads.
+        Logits, neurons, routed experts where there are any, the engines, heads.
     """
     ids = tokens_for(model.description)
     found = [logits(model, ids), neurons(model, ids)]
+    found += [experts(model, ids)] * bool(model.banks)
     return [*found, *of_engines(model, engines(model, ids)), heads(model, ids)]
 
 
@@ -72,16 +73,19 @@ class Gated:
 
 
 def neurons(model: Model, ids: torch.Tensor, parts: Gated | None = None) -> Compared:
-    """act(gate) · up against what the last layer's down-projection is given."""
+    """act(gate) · up against what the last down-projection outside of experts is given."""
     row = model.description.row
     needed = row.origin == "derived"
-    if row.experts:
-        return Compared("neurons", "of routed experts: the engines' agreement holds for them")
-    block = model._block(-1)._module
-    path = row.down_projection.rpartition(".")[0]
-    mlp = resolve(block, path) if path else block
-    down, act = model.down_proj(-1)._module, _activation(mlp, model.config)
-    parts = parts or _gated(mlp, down, model.n_neurons)
+    layer = model.n_layers - 1
+    if model.banks:
+        layer = max((i for i, bank in enumerate(model.banks) if not bank.experts), default=-1)
+    if layer < 0:
+        return Compared("neurons", "no layer has an ordinary MLP")
+    block, path = model._block(layer)._module, row.plain if model.banks else row.down_projection
+    holder = path.rpartition(".")[0]
+    mlp = resolve(block, holder) if holder else block
+    down, act, width = resolve(block, path), _activation(mlp, model.config), model.width(layer)
+    parts = parts or _gated(mlp, down, width)
     if parts is None or act is None:
         return Compared("neurons", "no known form of MLP: its input is taken as it is")
     modules = {"gate": resolve(mlp, parts.gate)}
@@ -90,7 +94,7 @@ def neurons(model: Model, ids: torch.Tensor, parts: Gated | None = None) -> Comp
     with _seen(modules | {"down": down}) as seen:
         _run(model, ids)
     gate = seen["gate"][1]
-    if gate.shape[-1] == 2 * model.n_neurons:
+    if gate.shape[-1] == 2 * width:
         gate, up = gate.chunk(2, -1)
     else:
         up = seen["up"][1] if "up" in seen else 1.0
@@ -99,6 +103,22 @@ def neurons(model: Model, ids: torch.Tensor, parts: Gated | None = None) -> Comp
     what = "act(gate) · up" if torch.is_tensor(up) else "act(up)"
     what += " and the down-projection's input"
     return _compared("neurons", what, mine, seen["down"][0], model, needed)
+
+
+def experts(model: Model, ids: torch.Tensor) -> Compared:
+    """What neurons add by activation and output weight, against what their module returns.
+
+    Both engines read activations and weights in the same way: their agreement says nothing of it.
+    """
+    layer = max((i for i, bank in enumerate(model.banks) if bank.experts), default=-1)
+    if layer < 0:
+        return Compared("experts", "no layer has routed experts")
+    routed = model.down_proj(layer)
+    with torch.no_grad(), model.trace(ids):
+        mine = nnsight.save(routed.adds(routed.input) + routed.biases())
+        given = nnsight.save(routed.output.reshape(mine.shape))
+    what = "what experts' neurons add and their module's output"
+    return _compared("experts", what, mine, given, model)
 
 
 def _gated(mlp: Any, down: Any, width: int) -> Gated | None:
