@@ -16,7 +16,7 @@ from confreg.models import Model, derived, families, verify
 TOLERANCE = 1e-4  # nats, of the issue
 TIE = 1e-5
 ROUNDED = {"qwen3_5_text", "qwen3_5"}
-"""Whose linear attention makes float32's rounding larger than the tolerance, in any forward pass."""
+"""Whose linear attention rounds by more than the tolerance in float32, in any forward pass."""
 
 
 @functools.cache
