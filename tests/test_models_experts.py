@@ -298,9 +298,69 @@ def test_shared_experts_and_ordinary_layers_are_named_beside_routed_ones(
     assert (len(layer), layer.names[-1]) == (48, "0.47")
 
 
+@pytest.mark.parametrize("architecture", ["deepseek_v3", "qwen2_moe"])
+def test_where_there_are_no_weights_shared_experts_are_reached_by_calls(architecture, monkeypatch):
+    model, ids = model_of(architecture), zoo.tokens()
+    monkeypatch.setattr(fx.Routed, "sealed", lambda self: True)
+    where = [i for i, (expert, *_) in enumerate(chosen(architecture, 2)) if isinstance(expert, str)]
+    known = [truth(architecture, 2)[i] for i in where]
+    index = torch.tensor([chosen(architecture, 2)[i][2] for i in where])
+    edits = fx.Replace(index, torch.tensor([value for *_, value, _ in known]))
+    for name, made in tracing.ENGINES.items():
+        unit = fx.Unit(tracing.all_tokens(ids), edits, made(), tracing.CHOSEN, layer=2)
+        found = tracing.measure(model, unit)["effects"][..., 0].double()
+        for mine, (*_, expected) in zip(found, known):
+            assert (mine - expected["loss_total"]).nan_to_num().abs().max() <= 1e-4, name
+    with model.trace(ids):
+        seen = model.site(2).neurons.input.save()
+    assert seen[:, :48].isnan().all()
+    assert not seen[:, 48:].isnan().any()
+    routed = fx.Replace(torch.tensor([7]), torch.ones(1))
+    for made in tracing.ENGINES.values():
+        unit = fx.Unit(tracing.all_tokens(ids), routed, made(), tracing.CHOSEN, layer=2)
+        with pytest.raises(RuntimeError, match="weights of routed experts are not in this process"):
+            tracing.measure(model, unit)
+
+
+SANDBOX = {"profile": "ndif", "overrides": {"host": "http://127.0.0.1:9", "sandbox": True}}
+
+
 def test_a_sandbox_is_refused_before_anything_is_sent(checkpoint_of_experts, words):
-    with pytest.raises(ConfregError, match="routed experts, whose weights are read"):
+    with pytest.raises(ConfregError, match=r"2\.1\.0 and 11 more are neurons of routed experts"):
         confreg.plan(
-            "entropy_neurons", model=str(checkpoint_of_experts), text=words, profile="ndif",
-            overrides={"host": "http://127.0.0.1:9", "sandbox": True}, **OPTIONS,
-        )  # fmt: skip
+            "entropy_neurons", model=str(checkpoint_of_experts), text=words, **SANDBOX, **OPTIONS
+        )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "refused"),
+    [
+        ("entropy_neurons", {"neurons": "2.shared.0-7,1.shared.3,0.17"}, ""),
+        ("entropy_neurons", {"neurons": "2.shared.0,2.5.7"}, "2.5.7 is a neuron"),
+        ("entropy_neurons", {"neurons": "all"}, "2.0.0 and 47 more are neurons"),
+        ("confidence_in_context", {"neurons": "0.17,1.4.0"}, "1.4.0 is a neuron"),
+        ("group_ablation", {"neurons": "2.shared.0,2.shared.3", "random_sets": 0}, ""),
+        ("group_ablation", {"neurons": "2.shared.0,2.3.0"}, "are neurons of routed experts"),
+        ("token_frequency_neurons", {"neurons": "0.5"}, ""),
+        # It asks for the cosines of whole layers.
+        ("token_frequency_neurons", {"neurons": "2.shared.0"}, "cosines: 2.0.0 and 47 more are"),
+        ("induction", {"neurons": "2.shared.1-3", "length": 6, "random_sets": 2}, "neurons of rou"),
+        ("bos_ablation", {"neurons": "2.shared.1", "heads": "0.1", "length": 6}, ""),
+        ("bos_ablation", {"neurons": "2.1.1", "heads": "0.1", "length": 6}, "2.1.1 is"),
+    ],
+)
+def test_what_is_chosen_says_whether_a_sandbox_has_it(words, recipe, options, refused):
+    model = Model.wrap(*zoo.tiny("deepseek_v3", unsaved=True))
+    given = {"model": model, "text": words, "sequence_length": 16, "max_tokens": 96}
+    if refused:
+        with pytest.raises(ConfregError, match=re.escape(refused)) as error:
+            confreg.plan(recipe, **given, **SANDBOX, **options)
+        assert "\n" not in str(error.value)
+    else:
+        assert confreg.plan(recipe, **given, **SANDBOX, **options).layouts
+
+
+def test_the_public_service_is_a_sandbox(words):
+    model = Model.wrap(*zoo.tiny("deepseek_v3", unsaved=True))
+    with pytest.raises(ConfregError, match="are neurons of routed experts"):
+        confreg.plan("entropy_neurons", model=model, text=words, profile="ndif", **OPTIONS)

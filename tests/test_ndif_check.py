@@ -87,7 +87,7 @@ def test_a_key_that_nobody_knows(fake, model, monkeypatch):
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
     ok, sentence = look(profile(fake), model)["key"]
     assert ok  # a server without authentication knows nobody
-    monkeypatch.setattr("confreg.places.ndif.check._is_public", lambda host: True)
+    monkeypatch.setattr(NdifProfile, "is_public", property(lambda self: True))
     ok, sentence = look(profile(fake), model)["key"]
     assert not ok
     assert "does not know" in sentence

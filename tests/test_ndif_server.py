@@ -47,7 +47,7 @@ pytestmark = [pytest.mark.remote, pytest.mark.slow]
 
 TEXT = [" ".join(f"w{(7 * k + 3 * i) % 90 + 2}" for i in range(40)) for k in range(6)]
 PATIENCE = 300.0  # of a machine that has much else to do
-TINY = ("gpt2", "llama")
+TINY = ("gpt2", "llama", "qwen2_moe", "qwen3_moe")
 MODELS = [*(f"lab/tiny-{architecture}" for architecture in TINY), "lab/smollm2-135m"]
 # Neurons of SmolLM2 that do much, some by hiding it in the norm, and some others.
 STRONG = "29.1514,29.1460,29.1463,29.1501,29.1022,29.830,29.0,29.7"
@@ -275,6 +275,35 @@ def test_an_earlier_layer_by_real_interventions(lab, local, tmp_path):
     ds = lab.run("lab/tiny-llama", tmp_path / "run.zarr", **options)
     assert ds.attrs["engine"] == "forward"
     assert_equal(ds, local("lab/tiny-llama", **options))
+
+
+@pytest.mark.parametrize(
+    ("model", "neurons", "engine", "sandbox"),
+    [
+        ("lab/tiny-qwen3_moe", "expert:3,2.1.0-3", "series", False),
+        ("lab/tiny-qwen2_moe", "expert:3,2.shared.1-4", "exact", False),
+        ("lab/tiny-qwen2_moe", "1.4.0-3,1.shared.1-2,0.5", "forward", False),
+        ("lab/tiny-qwen2_moe", "2.shared.0-7", "series", True),
+        ("lab/tiny-qwen2_moe", "1.shared.1-2,0.5", "forward", True),
+    ],
+)
+def test_experts(lab, local, tmp_path, model, neurons, engine, sandbox):
+    options = {"neurons": neurons, "engine": engine, "activations": True}
+    ds = lab.run(model, tmp_path / "run.zarr", overrides={"sandbox": sandbox}, **options)
+    assert ds.attrs["engine"] == engine
+    assert ds["activation"].isnull().any() == (not sandbox)
+    assert (ds["routed_tokens"] > 0).any()
+    assert np.abs(ds["effects"]).max() > 0.01
+    assert_equal(ds, local(model, **options))
+
+
+def test_experts_that_a_sandbox_has_not_are_not_asked_for(lab, tmp_path):
+    with pytest.raises(ConfregError, match=r"2\.3\.0 and 7 more are neurons of routed experts"):
+        lab.run(
+            "lab/tiny-qwen2_moe", tmp_path / "run.zarr", neurons="expert:3,2.shared.1",
+            overrides={"sandbox": True},
+        )  # fmt: skip
+    assert not records(tmp_path / "run.zarr")
 
 
 def assert_complete(ds: xr.Dataset) -> None:

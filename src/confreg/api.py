@@ -17,6 +17,7 @@ from confreg.places import surroundings
 from confreg.recipe import Parameter, Recipe, find
 from confreg.sweep import provenance
 from confreg.sweep.plan import Plan, axes_of, size
+from confreg.sweep.step import Step
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -125,9 +126,8 @@ def make_plan(recipe: Recipe, options: Options, parameters: Mapping[str, Any]) -
     for number, network in enumerate(used):
         items = [*verification(network, number), *items]
     for item in items:
-        reason = getattr(item, "here_only", "")
-        if reason and study.is_remote:
-            raise ConfregError(reason)
+        if isinstance(item, Step):
+            place.admit(item)
     said = describe_parameters(bound)
     added: dict[str, Any] = {}
     for item in items:

@@ -94,6 +94,7 @@ def _there(
     step = replace(comparison(network, "verified"), check=None)
     assert step.unit is not None
     ids = step.unit(Spans({}), {})
+    place.admit(step)
     layout = lay_out(step, "verification", {}, place.budget)
     with (
         tempfile.TemporaryDirectory(prefix="confreg-") as folder,

@@ -11,7 +11,8 @@ that no call takes apart: these weights are read, where they are.
 
 An expert that all tokens share is an ordinary MLP beside them. Its neurons follow the routed ones,
 and are there at every token; where each token multiplies what it adds by a gate of its own, that
-is part of the activation, as the routing weight is.
+is part of the activation, as the routing weight is. They are read and written by calling modules,
+so a process without weights has them, too; the routed ones beside them are NaN there.
 """
 
 import torch
@@ -84,12 +85,17 @@ class Routed:
         if self.fetch is not None:
             return self.fetch(module)
         found = dict(module.named_parameters(recurse=False))
-        if any(weight.is_meta for weight in found.values()):
+        if self.sealed():
             raise MetaWeightError(
                 "The weights of routed experts are not in this process: experts are measured in "
                 "memory, offloaded, or on a server that runs requests without a sandbox."
             )
         return found
+
+    def sealed(self):
+        """Whether the routed experts' weights are not in this process, nor can be fetched."""
+        own = self.experts._module.parameters(recurse=False)
+        return self.fetch is None and any(weight.is_meta for weight in own)
 
     def read(self):
         """The neurons of every token, (T, E·I + S), NaN where a token is not routed to them."""
@@ -116,9 +122,11 @@ class Routed:
             The experts that each token is routed to; E stands for none.
         weights : Tensor (T, k)
         """
+        out = hidden.new_full((len(hidden), self.count, self.width), float("nan"))
+        if self.shared is not None and self.sealed():
+            return out.flatten(1)
         module, own = self.experts._module, self.parameters()
         name = "gate_up_proj" if module.has_gate else "up_proj"
-        out = hidden.new_full((len(hidden), self.count, self.width), float("nan"))
         for expert in index.unique().tolist():
             if expert == self.count:
                 continue
@@ -132,18 +140,27 @@ class Routed:
         return out.flatten(1)
 
     def columns(self, neurons, like):
-        """Output weights of some neurons, (n, d); ``like`` lends dtype and device."""
+        """Output weights of some neurons, (n, d) float32; ``like`` lends dtype and device."""
+        first = self.count * self.width
+        common = neurons >= first
+        parts = []
+        if self.shared is None or not common.all():
+            parts.append((~common, self.routed_columns(neurons[~common])))
+        if common.any() or not parts:
+            own = (neurons[common] - first).to(like.device)
+            found = neuron_directions(self.shared, own, self.shared_width, like)
+            parts.append((common, found))
+        out = torch.empty(len(neurons), parts[0][1].shape[-1], device=parts[0][1].device)
+        for where, found in parts:
+            out[where.to(out.device)] = found.to(out)
+        return out
+
+    def routed_columns(self, neurons):
+        """Those of routed experts, in the weights' dtype."""
         module, down = self.experts._module, self.parameters()["down_proj"]
         neurons = neurons.to(down.device)
-        common = neurons >= self.count * self.width
-        routed = neurons.masked_fill(common, 0)
-        expert, index = routed // self.width, routed % self.width
-        found = down[expert, index] if module.is_transposed else down[expert, :, index]
-        if common.any():
-            own = (neurons[common] - self.count * self.width).to(like.device)
-            found = found.float()
-            found[common] = neuron_directions(self.shared, own, self.shared_width, like).to(found)
-        return found
+        expert, index = neurons // self.width, neurons % self.width
+        return down[expert, index] if module.is_transposed else down[expert, :, index]
 
     def adds(self, neurons):
         """What neurons (T, E·I + S) add to what the module returns, (T, d) float32."""
@@ -164,18 +181,21 @@ class Routed:
 
     def write(self, changed):
         """Make the neurons ``changed`` (T, E·I + S), where they are there at all."""
+        routed = changed[:, : self.count * self.width]
+        if self.sealed() and not routed.isnan().all():
+            self.parameters()  # they cannot be changed: it says why
         added, output = self.adds(changed - self.seen), self.output
         self.output = (output.float() + added.view_as(output)).to(output)
 
-    @property
-    def output(self):
+    def returned(self):
         """What the module returns to which the neurons add: the experts', or the one around."""
         return (self.experts if self.whole is None else self.whole).output
 
-    @output.setter
-    def output(self, changed):
+    def give(self, changed):
+        """Return something else."""
         (self.experts if self.whole is None else self.whole).output = changed
 
+    output = property(returned, give)
     input = property(read, write)
 
 

@@ -186,10 +186,11 @@ def _offloaded(experts: Any) -> Any:
     """How the weights of experts are read that accelerate keeps elsewhere; None where it does not.
 
     It fetches them for each call of the module, which is not yet under way when its input is read.
+    A model without weights, whose traces a server runs, has none to fetch.
     """
-    if all(weight.device.type != "meta" for weight in experts._module.parameters()):
-        return None
-    return aligned
+    from accelerate.utils.modeling import has_offloaded_params
+
+    return aligned if has_offloaded_params(experts._module) else None
 
 
 def aligned(module: torch.nn.Module) -> dict[str, torch.Tensor]:

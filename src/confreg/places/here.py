@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from confreg.places.profiles import LocalProfile
     from confreg.progress import Progress
     from confreg.sweep.layout import Layout
+    from confreg.sweep.step import Step
 
 
 class Here:
@@ -92,6 +93,9 @@ class Here:
             with TRACING:
                 found = layout.step.trace(given, unit)
             yield spans, layout.check(found, spans)
+
+    def admit(self, step: Step) -> None:
+        """Every step can run here."""
 
     def check(self, network: Network) -> list[Check]:
         """How the model is placed, one sentence a thing."""

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError
@@ -69,6 +70,16 @@ class NdifProfile(_Profile):
     sandbox: bool = False
     trusted: bool = False
     allow_http: bool = False
+
+    @property
+    def is_public(self) -> bool:
+        """Whether it is the public service, which asks everyone for a key."""
+        return (urlsplit(self.host).hostname or "").endswith("ndif.us")
+
+    @property
+    def is_sandboxed(self) -> bool:
+        """Whether blocks run without the weights, as they always do on the public service."""
+        return self.sandbox or self.is_public
 
 
 Profile = LocalProfile | NdifProfile

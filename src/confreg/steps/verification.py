@@ -9,6 +9,7 @@ import numpy as np
 
 from confreg.axes import Spans, Variable
 from confreg.errors import ConfregError
+from confreg.subjects.neurons import Neurons
 from confreg.sweep.step import Derivation, Item, Step
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ def comparison(network: Network, prefix: str) -> Step:
         if reason := failure(model, of_engines(model, differences(block, prefix))):
             raise ConfregError(reason)
 
+    # Where a layer's routed experts cannot be read, its shared one serves, which comes last.
+    at = np.array([model.n_layers - 1]), np.array([model.width(-1) - 1])
     hidden: Any = {"dtype": "float64", "kept": False}
     names = [f"{prefix}_{name}" for name in NAMES]
     return Step(
@@ -106,6 +109,7 @@ def comparison(network: Network, prefix: str) -> Step:
         models=(network,),
         unit=unit,
         cost=lambda spans: PASSES,
+        also_reads=(Neurons(*at, model.banks),),
         name="verifying the architecture's row",
         check=check,
     )

@@ -9,6 +9,7 @@ import nnsight
 import numpy as np
 
 from confreg.axes import Axis, Label, Spans, Variable
+from confreg.subjects.neurons import Neurons
 from confreg.sweep.step import Derivation, Item, Step
 
 if TYPE_CHECKING:
@@ -189,6 +190,10 @@ def frequency_cosines(
         "index of a neuron in its layer, from 0",
     )  # fmt: skip
 
+    widths = [model.width(layer) for layer in layers]
+    index = np.concatenate([np.arange(width) for width in widths])
+    every = Neurons(np.repeat(layers, widths), index, model.banks)
+
     def unit(spans: Spans, stored: Mapping[str, np.ndarray]) -> FrequencyWeights:
         packed = torch.from_numpy(counts.packed(model.owned))
         memory = study.budget.memory
@@ -207,6 +212,7 @@ def frequency_cosines(
         along=(layer_axis, index_axis),
         unit=unit,
         cost=lambda spans: 0,
+        also_reads=(every,),
         name="token-frequency cosines",
         gives=(
             Variable(

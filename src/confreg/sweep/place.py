@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from confreg.models.network import Network
     from confreg.progress import Progress
     from confreg.sweep.layout import Layout
+    from confreg.sweep.step import Step
 
 
 class Place(Protocol):
@@ -26,6 +27,16 @@ class Place(Protocol):
         self, store: Path, configuration: Mapping[str, Any], progress: Progress
     ) -> AbstractContextManager[None]:
         """Use the place for a run that writes ``store``, which has this configuration."""
+        ...
+
+    def admit(self, step: Step) -> None:
+        """Refuse a step that cannot run here, before anything runs.
+
+        Raises
+        ------
+        ConfregError
+            Why it cannot, and what can be done instead.
+        """
         ...
 
     def check(self, network: Network) -> list[Check]:

@@ -55,6 +55,8 @@ class Step:
         ``check(block, spans)`` raises ConfregError where a unit's block of arrays cannot be right.
     effort : str
         What a plan says of its cost beside how often text goes through the model, in words.
+    also_reads : tuple
+        What its traces read of a model beside what its axes name, for a place to judge.
     here_only : str
         A sentence that says why a server cannot run it; empty where one can.
     attributes : mapping
@@ -74,6 +76,7 @@ class Step:
     name: str = ""
     check: Callable[[Mapping[str, np.ndarray], Spans], None] | None = None
     effort: str = ""
+    also_reads: tuple[Any, ...] = ()
     here_only: str = ""
     attributes: Mapping[str, str | int | float] = field(default_factory=dict)
 

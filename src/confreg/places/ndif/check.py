@@ -6,7 +6,6 @@ import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-from urllib.parse import urlsplit
 
 from confreg.checks import TESTED, Check
 from confreg.errors import ConfregError
@@ -49,7 +48,7 @@ def _look(profile: NdifProfile, model: str) -> Iterator[Check]:
     try:
         server.get("/ping", seconds=min(30.0, profile.deadline))
         yield Check("server", True, f"{server.host} answers, and the profile trusts its results")
-        yield _key(server, key)
+        yield _key(server, key, profile)
         server.get("/connected")
         deployments = server.get("/status", seconds=70)["deployments"]
         yield _model(deployments, model, profile)
@@ -58,21 +57,16 @@ def _look(profile: NdifProfile, model: str) -> Iterator[Check]:
         server.close()
 
 
-def _key(server: Server, key: str | None) -> Check:
+def _key(server: Server, key: str | None, profile: NdifProfile) -> Check:
     owner = server.get("/whoami")
     if owner.get("email"):
         return Check("key", True, f"accepted, as {owner['email']}")
     # A server without authentication knows nobody, and needs no key.
-    optional = not _is_public(server.host)
+    optional = not profile.is_public
     if key is None:
         hint = "" if optional else "; set NDIF_API_KEY or run `nnsight login`"
         return Check("key", optional, f"none{hint}")
     return Check("key", optional, f"there is one, which {server.host} does not know")
-
-
-def _is_public(host: str) -> bool:
-    """Whether it is the public service, which asks everyone for a key."""
-    return (urlsplit(host).hostname or "").endswith("ndif.us")
 
 
 def _model(deployments: Mapping[str, Mapping[str, Any]], model: str, profile: NdifProfile) -> Check:

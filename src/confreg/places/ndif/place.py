@@ -15,6 +15,7 @@ from confreg.errors import ConfregError
 from confreg.places.here import read_bytes
 from confreg.places.ndif.faults import TooLarge, Transient
 from confreg.places.ndif.journal import Journal, journal_path
+from confreg.places.ndif.sandbox import refusal
 from confreg.sweep.budget import Block, Budget, Cost
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from confreg.places.profiles import NdifProfile
     from confreg.progress import Progress
     from confreg.sweep.layout import Layout
+    from confreg.sweep.step import Step
 
 UPLOAD = 50_000
 """What a unit may add to a request: with the block's source that is 100 kB."""
@@ -43,8 +45,7 @@ class Ndif:
     Raises
     ------
     ConfregError
-        The model is made by a recipe: a server has only models of the Hub. Or it has routed
-        experts, whose weights a sandbox has not.
+        The model is made by a recipe: a server has only models of the Hub.
     """
 
     def __init__(self, profile: NdifProfile, options: Options, model: Network) -> None:
@@ -52,12 +53,6 @@ class Ndif:
             raise ConfregError(
                 f"{model.name} is made here, and a server has only language models that it can "
                 "load: use --profile memory."
-            )
-        if profile.sandbox and model.about.n_experts > 1:
-            raise ConfregError(
-                f"{model.name} has routed experts, whose weights are read where they are: a "
-                "server's sandbox has none. Run it here, or on a server without a sandbox "
-                "(-P sandbox=false)."
             )
         self.profile, self.options, self.model = profile, options, model
         self.budget = Budget(
@@ -116,6 +111,12 @@ class Ndif:
             return network.loaded
         dtype = self.options.dtype or self.profile.dtype
         return models.load(network.name, dtype=dtype, weights=False)
+
+    def admit(self, step: Step) -> None:
+        """Refuse what runs on no server, or reads weights that a sandbox has not."""
+        reason = step.here_only or (refusal(step) if self.profile.is_sandboxed else "")
+        if reason:
+            raise ConfregError(reason)
 
     def check(self, network: Network) -> list[Check]:
         """Whether the server is there and can run the model, one sentence a thing."""

@@ -1,0 +1,60 @@
+"""What a process without weights cannot do: said before anything is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from confreg.sweep.layout import resolve
+from confreg.sweep.plan import axes_of
+
+if TYPE_CHECKING:
+    from confreg.subjects.neurons import Neurons
+    from confreg.sweep.step import Step
+
+
+def refusal(step: Step) -> str:
+    """A sentence about neurons that a sandbox cannot read, or "".
+
+    Those of routed experts lie in fused weights; those of shared experts and of ordinary MLPs are
+    reached by calling modules.
+    """
+    for neurons in _chosen(step):
+        sealed = routed(neurons)
+        if sealed.any():
+            others = int(sealed.sum()) - 1
+            which = _name(neurons, int(sealed.argmax())) + f" and {others:,} more" * (others > 0)
+            are = "are neurons" if others else "is a neuron"
+            return (
+                f"{step.title}: {which} {are} of routed experts, whose weights are read where they "
+                "are: a server's sandbox has none. Choose neurons of shared experts "
+                "(expert:shared) or of layers without experts, where the model has such (random "
+                "controls are drawn from a whole layer: -p random_sets=0), run it here, or on a "
+                "server without a sandbox (-P sandbox=false)."
+            )
+    return ""
+
+
+def routed(neurons: Neurons) -> np.ndarray:
+    """Which neurons are of routed experts, (n,) bool."""
+    first = np.array([bank.experts * bank.each for bank in neurons.banks] or [0])
+    return neurons.index < first[neurons.layer if len(neurons.banks) else 0]
+
+
+def _name(neurons: Neurons, number: int) -> str:
+    layer = int(neurons.layer[number])
+    return f"{layer}.{neurons.banks[layer].name(int(neurons.index[number]))}"
+
+
+def _chosen(step: Step) -> Iterator[Neurons]:
+    """All neurons that a step names: along its axes, in sets, and what it reads beside."""
+    from confreg.subjects.neurons import Neurons
+
+    known: list[Any] = [resolve(axis, None) for axis in axes_of(step)]
+    for found in [*known, *step.also_reads]:
+        while not isinstance(found, Neurons) and found is not None:
+            found = getattr(found, "neurons", None)
+        if found is not None:
+            yield found
