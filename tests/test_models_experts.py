@@ -148,6 +148,30 @@ def test_an_ordinary_last_layer_has_all_engines(engine):
     assert expected["loss_total"].nan_to_num().abs().max() > 0.01
 
 
+@pytest.mark.parametrize("engine", ["exact", "series"])
+def test_experts_with_many_neurons_are_evaluated_where_they_are(engine):
+    """What a whole layer gives, expert by expert, is what its neurons give one by one."""
+    network, words = zoo.tiny("qwen3_moe", moe_intermediate_size=72)
+    model, tokens = Model.wrap(network, words), tracing.all_tokens(zoo.tokens())
+    index = torch.arange(6 * 72)
+    edits = fx.Replace(index, torch.linspace(3, 6, len(index)))
+    made = tracing.ENGINES[engine]()
+    whole = tracing.measure(model, fx.Unit(tokens, edits, made, tracing.CHOSEN, layer=2))
+    whole = whole["effects"].nan_to_num()
+    judge = experts_oracle.ExpertsOracle(network, "model.layers.{}.mlp.experts")
+    for expert, own in ((0, 3), (2, 71), (4, 0)):
+        neuron = expert * 72 + own
+        routed = judge.activation(zoo.tokens(), 2, expert, own)[1]
+        known = judge.edited(zoo.tokens(), 2, expert, own, float(edits.values[neuron]))
+        there = known["loss_total"].nan_to_num().float()
+        assert 0 < routed.sum() < len(routed)
+        assert there.abs().max() > 0.01
+        assert (whole[neuron, :, 0] - there).abs().max() < 1e-4
+        elsewhere = whole[expert * 72 : expert * 72 + 72, ~routed]
+        assert elsewhere.abs().max() < 1e-6
+        assert (elsewhere == elsewhere[:1]).all(), "found once for all"
+
+
 OPTIONS = {
     "sequence_length": 16,
     "max_tokens": 96,

@@ -1,5 +1,6 @@
 """What every closed form works with: the tokens as they are, and what edits add to their logits."""
 
+import copy
 import math
 import threading
 
@@ -116,6 +117,16 @@ class Directions:
         self.scratch = Scratch()
         self.along = None if frequency is None else self.product(frequency)
         self.at_frequency = None if p_frequency is None else self.product(p_frequency)
+
+    def cut(self, count):
+        """Those of the first edits."""
+        if count == len(self.u):
+            return self
+        found = copy.copy(self)
+        for name in ("u", "low", "high", "along", "at_frequency"):
+            value = getattr(self, name)
+            setattr(found, name, None if value is None else value[:count])
+        return found
 
     def at(self, rows, entries):
         """u of some edits at some vocabulary entries, (m, K)."""

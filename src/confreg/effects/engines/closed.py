@@ -1,4 +1,8 @@
-"""The closed forms over all edits and tokens of a unit, in chunks that fit a memory budget."""
+"""The closed forms over all edits and tokens of a unit, in chunks that fit a memory budget.
+
+Where none of a chunk's edits changes anything at a token, as neurons of an expert at tokens that
+are routed elsewhere, the effects of changing nothing are found once for all.
+"""
 
 import torch
 
@@ -7,6 +11,10 @@ from ..observed import spans
 from ..readout import take
 from .algebra import Directions, Unablated
 from .pairs import exact, exact_token
+
+FEW = 64
+"""Neurons of experts that are there at the same tokens are a chunk of their own if they are not
+fewer."""
 
 
 def close(tally, observed, pairs, approximate=False):
@@ -31,34 +39,71 @@ def close(tally, observed, pairs, approximate=False):
     slow = [e for e in effects if e not in fast]
     seen = observed.rows()
     chunks = observed.chunks(size_t)
-    centre = None
+    centre, still = None, None
     if chunks and not slow:
         centre = torch.softmax(observed.logits(chunks[0]), -1).mean(0)
-    for edits in spans(len(observed.edits), size_n):
+
+    def found(directions, weights, written, moved, tokens):
+        """Effects (n, t, E) of some edits, and `Unablated` of the tokens."""
+        some, carried = coefficients(observed, weights, written, moved, tokens)
+        unablated = make_unablated(observed, tokens, carried)
+        parts = {}
+        if fast:
+            values, left = pairs(unablated, directions, some, fast)
+            parts.update(zip(fast, values.unbind(-1)))
+            tally.recomputed += 0 if slow else left
+        if slow:
+            values, _ = exact(unablated, directions, some, slow)
+            parts.update(zip(slow, values.unbind(-1)))
+            tally.recomputed += values[..., 0].numel() if approximate else 0
+        return torch.stack([parts[effect] for effect in effects], -1), unablated
+
+    for edits in chunks_of_edits(observed, size_n, seen):
         some = observed.edits.cut(edits.start, edits.stop)
         delta, weights = (x[:, 0].float() for x in observed.written(some, seen))
         written = observed.route.directions(weights)
         directions = make_directions(observed, written, centre)
-        for tokens in chunks:
+        moves = (delta != 0).any(0).cpu()
+        if still is None and not moves.all():
+            one = (directions.cut(1), weights[:1], written[:1])
+            still = torch.full((len(moves), len(effects)), torch.nan)
+            for tokens in chunks:
+                still[tokens] = found(*one, 0 * delta[:1, tokens], tokens)[0][0].cpu()
+        for tokens in moving(chunks, moves, size_t):
             moved = delta[:, tokens]
-            found, carried = coefficients(observed, weights, written, moved, tokens)
-            unablated = make_unablated(observed, tokens, carried)
-            parts = {}
-            if fast:
-                values, left = pairs(unablated, directions, found, fast)
-                parts.update(zip(fast, values.unbind(-1)))
-                tally.recomputed += 0 if slow else left
-            if slow:
-                values, _ = exact(unablated, directions, found, slow)
-                parts.update(zip(slow, values.unbind(-1)))
-                tally.recomputed += values[..., 0].numel() if approximate else 0
-            values = torch.stack([parts[effect] for effect in effects], -1)
+            values, unablated = found(directions, weights, written, moved, tokens)
             tally.add(edits, tokens, values)
             mask = sampled(edits, tokens)
             if mask is not None:
                 truth, _ = coefficients(observed, weights, written, moved, tokens, torch.float64)
                 recheck(tally, unablated, directions, truth, values, mask, effects)
+        for tokens in moving(chunks, ~moves, size_t):
+            tally.add(edits, tokens, still[tokens].expand(len(delta), -1, -1))
         del directions  # before the next one is made
+
+
+def chunks_of_edits(observed, size, seen):
+    """Slices of at most ``size`` edits; of neurons of experts, those of one apart from others."""
+    index = getattr(observed.edits, "index", None)
+    if index is None or observed.write is None or not observed.write.is_routed:
+        return spans(len(observed.edits), size)
+    there = ~seen[:, index.to(seen.device)].isnan()
+    others = (there[:, 1:] != there[:, :-1]).any(0).nonzero()[:, 0] + 1
+    found, start = [], 0
+    for stop in [*others.tolist(), len(index)]:
+        if stop - start >= FEW or stop == len(index):
+            found += [slice(start + s.start, start + s.stop) for s in spans(stop - start, size)]
+            start = stop
+    return found
+
+
+def moving(chunks, moves, size):
+    """Those of the tokens in chunks that are true in ``moves`` (T,), ``size`` at a time."""
+    every = torch.arange(len(moves))
+    if all(moves[tokens].all() for tokens in chunks):
+        return chunks
+    some = torch.cat([every[tokens] for tokens in chunks])
+    return [part for part in some[moves[some]].split(size) if len(part)]
 
 
 def make_directions(observed, written, centre):
