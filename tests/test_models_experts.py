@@ -9,6 +9,7 @@ import declared
 import experts_oracle
 import numpy as np
 import pytest
+import resuming
 import torch
 import tracing
 import zoo
@@ -320,6 +321,71 @@ def test_shared_experts_and_ordinary_layers_are_named_beside_routed_ones(
     assert (len(every), every.names[-1]) == (width, f"2.shared.{width - 1}")
     layer = choose("all", 0, 3, 64, 0, model.banks)
     assert (len(layer), layer.names[-1]) == (48, "0.47")
+
+
+def test_neurons_that_are_routed_to_most(checkpoint_of_experts, words, tmp_path):
+    network, _ = zoo.tiny(checkpoint_of_experts.name)
+    judge = experts_oracle.ExpertsOracle(network, "model.layers.{}.mlp.experts")
+    ds = run(
+        str(checkpoint_of_experts), words, tmp_path / "a.zarr", neurons="routed:top:11,2.1.0"
+    ).load()
+    ids = [torch.from_numpy(part.values) for _, part in ds["token_id"].groupby(ds["sequence"])]
+    keep = torch.from_numpy(ds["keep"].values)
+    order = []
+    for expert in range(6):
+        for own in range(8):
+            parts = [judge.activation(each[None], 2, expert, own) for each in ids]
+            activation, routed = (torch.cat(each) for each in zip(*parts))
+            there = routed & keep
+            size = float(activation[there].square().mean()) if there.any() else 0.0
+            order.append((-int(there.sum()), -size, f"2.{expert}.{own}"))
+    expected = {name for *_, name in sorted(order)[:11]}
+    assert len({count for count, *_ in order}) > 2
+    assert set(ds["neuron"].values) == expected | {"2.1.0"}
+    rare = [name for *_, name in sorted(order)[-8:]]
+    assert not expected & set(rare)
+
+
+def test_what_is_routed_to_most_goes_on_in_the_same_store(checkpoint_of_experts, words, tmp_path):
+    given = {"neurons": "routed:top:5", "engine": "exact"}
+    first = run(str(checkpoint_of_experts), words, tmp_path / "a.zarr", **given)
+    before = resuming.digest(tmp_path / "a.zarr")
+    run(str(checkpoint_of_experts), words, tmp_path / "a.zarr", **given)
+    assert resuming.digest(tmp_path / "a.zarr") == before
+    assert first.sizes["neuron"] == 5
+
+
+def test_a_plan_says_what_of_the_cube_is_empty(checkpoint_of_experts, words, tmp_path):
+    model = str(checkpoint_of_experts)
+    given = OPTIONS | {"neurons": "all", "max_tokens": 960}
+    plan = confreg.plan("entropy_neurons", model=model, text=words, **given)
+    said = dict(plan.rows())
+    each, tokens = models.describe(model).config.num_experts_per_tok, len(plan.axes["token"])
+    assert f"48 of layer 2, of which a token has about {8 * each}" in said["neuron"]
+    assert "--reduce token keeps sums" in said["on disk"]
+    (effects,) = (each for each in plan.layouts if each.step.title == "effects")
+    cube = 48 * tokens * len(plan.axes["effect"]) * 4
+    assert effects.bytes_on_disk - effects.bytes_filled == cube - int(cube * each / 6)
+    reduced = confreg.plan("entropy_neurons", model=model, text=words, reduce="token", **given)
+    assert "--reduce" not in dict(reduced.rows())["on disk"]
+    assert reduced.bytes_on_disk < plan.bytes_on_disk / 5
+    run(model, words, tmp_path / "a.zarr", neurons="all", max_tokens=960)
+    stored = sum(f.stat().st_size for f in (tmp_path / "a.zarr/effects").rglob("*"))
+    assert stored < cube * each / 6 * 1.2
+
+
+def test_routing_is_of_routed_experts(checkpoint_of_experts, words, checkpoint):
+    def plan(model, neurons):
+        return confreg.plan(
+            "entropy_neurons", model=str(model), text=words, **OPTIONS | {"neurons": neurons}
+        )
+
+    assert "one more pass" in dict(plan(checkpoint_of_experts, "routed:top:3").rows())["routing"]
+    for spec in ("routed:top:0", "routed:top:49", "routed:top:", "routed:top:x"):
+        with pytest.raises(ConfregError, match="write routed:top:200, with a number from 1 to 48"):
+            plan(checkpoint_of_experts, spec)
+    with pytest.raises(ConfregError, match="layer 1 of this model has no routed experts"):
+        plan(checkpoint("llama"), "routed:top:3")
 
 
 @pytest.mark.parametrize("architecture", ["deepseek_v3", "qwen2_moe"])

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from confreg.models.network import Network
     from confreg.study import Study
+    from confreg.subjects.routing import Order
 
 
 @surroundings.own()
@@ -46,6 +47,9 @@ def run(recipe: str | Path | Recipe, **given: Any) -> xr.Dataset:
     path = None if options.out is None else local_path(options.out)
     path = path or Path(tempfile.mkdtemp(prefix="confreg-")) / f"{found.name}.zarr"
     with progress.heard(), writing(path):
+        if plan.first is not None:
+            known = plan.first.measure(plan.place, progress)
+            plan = make_plan(found, options, parameters, plan, known)
         store = open_store(plan, path, options.overwrite)
         with plan.place.entered(path, plan.configuration, progress):
             Run(plan, store, progress).execute()
@@ -101,8 +105,26 @@ def split(recipe: Recipe, given: Mapping[str, Any]) -> tuple[Options, dict[str, 
     return Options.read(known), recipe.bind(own)
 
 
-def make_plan(recipe: Recipe, options: Options, parameters: Mapping[str, Any]) -> Plan:
-    """Everything that is decided before a weight is loaded."""
+def make_plan(
+    recipe: Recipe,
+    options: Options,
+    parameters: Mapping[str, Any],
+    begun: Plan | None = None,
+    routed: Order | None = None,
+) -> Plan:
+    """Everything that is decided before a weight is loaded.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    options : Options
+    parameters : mapping
+        As of `split`.
+    begun : Plan, optional
+        The same plan as it was before its ``first`` was measured: its model stays loaded.
+    routed : mapping, optional
+        What that gave.
+    """
     from confreg.models import adapters
     from confreg.progress import waiting
     from confreg.steps.verification import verification
@@ -113,11 +135,17 @@ def make_plan(recipe: Recipe, options: Options, parameters: Mapping[str, Any]) -
         import transformers  # noqa: F401
     profile = places.profiles.load(options.profile, options.overrides)
     held = _held(options, profile)
-    model = _network(recipe, options, held)
-    place = places.make(profile, options, model)
+    if begun is None:
+        model = _network(recipe, options, held)
+        place = places.make(profile, options, model)
+    else:
+        model, place = begun.place.model, begun.place
     if model.adapter and place.budget.upload is not None:
         raise ConfregError(adapters.HERE_ONLY)
-    study = Study(model, options, place.budget, recipe.usual, recipe.on_request, recipe=recipe.name)
+    study = Study(
+        model, options, place.budget, recipe.usual, recipe.on_request, recipe=recipe.name,
+        routed=routed,
+    )  # fmt: skip
     bound = {
         name: _models_of(recipe.parameters[name], value, held) for name, value in parameters.items()
     }
@@ -155,6 +183,7 @@ def make_plan(recipe: Recipe, options: Options, parameters: Mapping[str, Any]) -
             **provenance.command(recipe.name, options, said),
         },
         facts=_facts(model, profile),
+        first=study.first(),
         explain=recipe.explain,
     )
 

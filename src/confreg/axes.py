@@ -84,6 +84,9 @@ class Axis:
         How many, and of what, in words for a plan; by default the number.
     kept : bool
         Whether the dataset has its labels though no variable of the dataset has the axis.
+    filled : float
+        At which share of a text's tokens an entry has numbers that are not all the same, for what a
+        plan says of sizes.
 
     Raises
     ------
@@ -98,6 +101,7 @@ class Axis:
     whole: np.ndarray | None = None
     says: str = ""
     kept: bool = True
+    filled: float = 1.0
 
     is_known = True
 

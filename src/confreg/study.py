@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
     from confreg.effects import Effect
     from confreg.models.network import Network
+    from confreg.steps.routing import Routing
     from confreg.subjects.heads import HeadAxis
     from confreg.subjects.neurons import NeuronAxis
+    from confreg.subjects.routing import Order
     from confreg.subjects.sets import LaterSets, SetAxis, Sets
     from confreg.subjects.ways import Way
     from confreg.tokens import Corpus, TokenTable
@@ -52,11 +54,14 @@ class Study:
         usual: Sequence[Effect] = (),
         on_request: Sequence[Effect] = (),
         recipe: str = "",
+        routed: Order | None = None,
     ) -> None:
         self.model, self.options, self.budget = model, options, budget
         self._usual, self._on_request, self._recipe = tuple(usual), tuple(on_request), recipe
         self.attributes: dict[str, str | int | float] = {}
         self._read: TokenTable | None = None
+        self._routed: Order = routed or {}
+        self._unrouted: set[int] = set()
 
     @property
     def is_remote(self) -> bool:
@@ -98,11 +103,38 @@ class Study:
         return tuple(effect for effect in every if effect.name in [*wanted, *needed])
 
     @functools.cached_property
-    def named(self) -> str:
-        """``--neurons``, with what files and earlier runs stand for written out."""
+    def _named(self) -> str:
         from confreg.subjects.elsewhere import expand
 
         return expand(self.options.neurons, self.model)
+
+    def named(self, layer: int) -> str:
+        """``--neurons``, with what files, earlier runs and routing stand for written out.
+
+        Parameters
+        ----------
+        layer : int
+            The layer that ``all``, ``random:N`` and ``routed:top:N`` mean; negative ones count from
+            the end.
+        """
+        return self._by_routing(self._named, layer)
+
+    def _by_routing(self, spec: str, layer: int) -> str:
+        from confreg.subjects import routing
+
+        if not routing.asks(spec):
+            return spec
+        layer = self.model.about.layer(layer)
+        found = routing.expand(spec, layer, self.model.about, self._routed)
+        if layer not in self._routed:
+            self._unrouted.add(layer)
+        return found
+
+    def first(self) -> Routing | None:
+        """What must be measured before the neurons are known that ``--neurons`` asks for."""
+        from confreg.steps.routing import Routing
+
+        return Routing(self, sorted(self._unrouted)) if self._unrouted else None
 
     def _answers(self, along: str | None) -> bool:
         """Whether the text has what a measure runs along, if it runs along anything."""
@@ -284,7 +316,10 @@ class Study:
         about = self.model.about if of is None else of.about
         if of is not None:
             self._check_tokens(of)
-        spec = expand(spec, of or self.model) if spec else "all" if of is not None else self.named
+        if spec:
+            spec = self._by_routing(expand(spec, of or self.model), layer)
+        else:
+            spec = "all" if of is not None else self.named(layer)
         chosen = choose(spec, layer, about.n_layers, about.n_neurons, self.seed, about.banks)
         return neuron_axis(chosen, about.n_neurons, name)
 
@@ -343,7 +378,7 @@ class Study:
         """
         from confreg.subjects.sets import against_controls
 
-        about, named, seed = self.model.about, self.named, self.seed
+        about, named, seed = self.model.about, self.named(layer), self.seed
 
         def draw(norms: np.ndarray | None) -> Sets:
             return against_controls(named, layer, about, seed, random, deviations, norms)
@@ -377,7 +412,7 @@ class Study:
         """
         from confreg.subjects.sets import fixed
 
-        about, named, seed = self.model.about, self.named, self.seed
+        about, named, seed = self.model.about, self.named(layer), self.seed
 
         def draw(norms: np.ndarray | None) -> Sets:
             return fixed(named, layer, about, seed, random, ways, norms)
@@ -414,7 +449,7 @@ class Study:
         """
         from confreg.subjects.sets import alone_and_joint
 
-        about, named, seed = self.model.about, self.named, self.seed
+        about, named, seed = self.model.about, self.named(layer), self.seed
 
         def draw(norms: np.ndarray | None) -> Sets:
             return alone_and_joint(named, layer, about, seed, random, norms)

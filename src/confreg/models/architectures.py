@@ -161,7 +161,8 @@ class Architecture:
         if not self.experts:
             return ()
         width, shared = (int(_of(config, each)) for each in (self.width, self.shared_width))
-        routed = Bank(self.n_experts(config), width, shared)
+        per_token = getattr(config, "num_experts_per_tok", None) or 0
+        routed = Bank(self.n_experts(config), width, shared, per_token)
         plain = Bank(0, int(getattr(config, self.plain_width)))
         return tuple(routed if there else plain for there in self.routes(config))
 

@@ -21,11 +21,14 @@ class Bank:
         ``each`` is then all neurons of that.
     shared : int
         Neurons of the shared expert; 0 where there is none.
+    per_token : int
+        Routed experts that a token is sent to; 0: all.
     """
 
     experts: int
     each: int
     shared: int = 0
+    per_token: int = 0
 
     @property
     def size(self) -> int:
@@ -47,6 +50,11 @@ class Bank:
             return -2
         expert = index // self.each
         return expert if expert < self.experts else -1
+
+    def share(self, index: int) -> float:
+        """At which share of all tokens a neuron is there, on average over the experts."""
+        routed = self.expert(index) >= 0 and self.per_token > 0
+        return self.per_token / self.experts if routed else 1.0
 
     def bounds(self, expert: str) -> tuple[int, int] | None:
         """First neuron of an expert, named by its number or ``shared``, and how many it has.

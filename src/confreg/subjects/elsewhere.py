@@ -14,6 +14,7 @@ import numpy as np
 
 from confreg import earlier
 from confreg.errors import ConfregError
+from confreg.subjects import routing
 from confreg.subjects.neurons import Neurons, choose
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def expand(spec: str, network: Network) -> str:
 def _expanded(part: str, network: Network) -> str:
     if part.startswith("@"):
         found = of_file(part[1:], network.about)
+    elif routing.asks(part):
+        return part
     elif match := STORE.fullmatch(part):
         found = of_store(part, match, network)
     else:

@@ -25,7 +25,7 @@ _N = "[0-9]{1,9}"
 OF_EXPERTS = (
     "all | 15.3.0,15.3.17 (layer.expert.index) | 15.3.0-511 (first-last, both included) | "
     "15.shared.7 (a shared expert's) | 0.17 or 0:0-99 (a layer without experts) | "
-    "expert:3 | expert:shared | random:100 | @file | store.zarr:top:20:te | "
+    "expert:3 | expert:shared | routed:top:200 | random:100 | @file | store.zarr:top:20:te | "
     "several of these joined by commas"
 )
 
@@ -62,6 +62,14 @@ class Neurons:
         """The routed expert of each, -1 of a shared one, -2 of an ordinary MLP, (n,) int32."""
         pairs = zip(self.layer.tolist(), self.index.tolist())
         return np.array([self.banks[layer].expert(i) for layer, i in pairs], dtype=np.int32)
+
+    @property
+    def share(self) -> float:
+        """At which share of all tokens one is there, on average; 1 but for experts' neurons."""
+        if not self.banks:
+            return 1.0
+        pairs = zip(self.layer.tolist(), self.index.tolist())
+        return float(np.mean([self.banks[layer].share(i) for layer, i in pairs]))
 
     @property
     def layers(self) -> list[int]:
@@ -115,12 +123,18 @@ def neuron_axis(neurons: Neurons, width: int, name: str = "neuron") -> NeuronAxi
         text = "routed expert of the neuron; -1: a shared expert's, -2: an ordinary MLP's"
         labels[f"{before}expert"] = Label(neurons.experts, text)
     layers = ", ".join(map(str, neurons.layers))
+    share = neurons.share
+    said = f"{len(neurons):,} of layer{'s' if len(neurons.layers) > 1 else ''} {layers}"
+    if share < 1:
+        about = f"{share * len(neurons):,.0f}"
+        said += f", of which a token has about {about} if experts are used alike"
     return NeuronAxis(
         name,
         labels,
         entries=lambda start, stop: replacing(neurons, start, stop),
         together=neurons.layer,
-        says=f"{len(neurons):,} of layer{'s' if len(neurons.layers) > 1 else ''} {layers}",
+        says=said,
+        filled=share,
         neurons=neurons,
         width=width,
     )

@@ -196,12 +196,22 @@ class Layout:
     @property
     def bytes_on_disk(self) -> int:
         """Size of what the step writes, before compression."""
-        total = 0
-        for variable in self.step.gives:
-            parts = [len(self.cuts[name]) for name in variable.gathered_over]
-            entries = int(np.prod([*parts, *self.shape(variable)], dtype=np.int64))
-            total += entries * itemsize(variable.dtype)
-        return total
+        return sum(map(self._bytes, self.step.gives))
+
+    @property
+    def bytes_filled(self) -> int:
+        """The same without tokens at which entries have nothing of their own: see `Axis.filled`."""
+        return sum(int(self._bytes(each) * self._filled(each)) for each in self.step.gives)
+
+    def _bytes(self, variable: Variable) -> int:
+        parts = [len(self.cuts[name]) for name in variable.gathered_over]
+        entries = int(np.prod([*parts, *self.shape(variable)], dtype=np.int64))
+        return entries * itemsize(variable.dtype)
+
+    def _filled(self, variable: Variable) -> float:
+        axes = [self.axes[name] for name in variable.dims]
+        has_text = any(axis.whole is not None for axis in axes)
+        return min(axis.filled for axis in axes) if has_text else 1.0
 
 
 def _overflows(array: np.ndarray, narrow: np.ndarray) -> bool:

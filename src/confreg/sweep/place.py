@@ -22,6 +22,7 @@ class Place(Protocol):
     """Where traces run."""
 
     budget: Budget
+    model: Network
 
     def entered(
         self, store: Path, configuration: Mapping[str, Any], progress: Progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -14,7 +14,27 @@ from confreg.sweep.layout import Layout, itemsize, lay_out, resolve
 from confreg.sweep.place import Place
 from confreg.sweep.step import Derivation, Item, Step
 
+if TYPE_CHECKING:
+    from confreg.progress import Progress
+
 Value = str | int | float
+
+
+class First(Protocol):
+    """Something that has to be measured before it is known what an axis holds."""
+
+    @property
+    def title(self) -> str:
+        """What it is called."""
+        ...
+
+    def describe(self) -> str:
+        """What is measured, in words."""
+        ...
+
+    def measure(self, place: Place, progress: Progress) -> Any:
+        """Measure it; what it returns is what the plan is made with the second time."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +54,9 @@ class Plan:
         What else a plan says, in words: the model, the text.
     explain : callable
         Turns an exception out of a trace into a sentence, or returns None.
+    first : First, optional
+        What must be measured before the plan can be made whole: until then it counts with something
+        of the same size.
     """
 
     title: str
@@ -43,6 +66,7 @@ class Plan:
     attributes: Mapping[str, Value]
     facts: list[tuple[str, str]] = field(default_factory=list)
     explain: Callable[[Exception], Exception | None] = lambda error: None
+    first: First | None = None
 
     def named(self) -> list[tuple[str, Item]]:
         """The items, each with the name that it has in the store."""
@@ -110,14 +134,27 @@ class Plan:
             for layout in self.layouts
         ]
         axes = [(axis.name, axis.describe()) for axis in self._worked_along()]
+        if self.first is not None:
+            axes.append((self.first.title, self.first.describe()))
         budget = self.place.budget
         return [
             *self.facts,
             *axes,
             *steps,
             ("in memory", f"{size(budget.memory)} beside the model"),
-            ("on disk", f"{size(self.bytes_on_disk)} before compression"),
+            ("on disk", self._on_disk()),
         ]
+
+    def _on_disk(self) -> str:
+        """The size of the store, and what of it is nothing but zeros."""
+        empty = sum(layout.bytes_on_disk - layout.bytes_filled for layout in self.layouts)
+        said = f"{size(self.bytes_on_disk)} before compression"
+        if not empty:
+            return said
+        return (
+            f"{said}, of which {size(empty)} where there is nothing: zeros and NaN, which compress "
+            "to next to nothing on disk but not in memory. --reduce token keeps sums over tokens"
+        )
 
     def _worked_along(self) -> list[Axis | Later]:
         found: dict[str, Axis | Later] = {}

@@ -1,7 +1,7 @@
 """The closed forms over all edits and tokens of a unit, in chunks that fit a memory budget.
 
-Where none of a chunk's edits changes anything at a token, as neurons of an expert at tokens that
-are routed elsewhere, the effects of changing nothing are found once for all.
+What changes nothing, as neurons of an expert at tokens that are routed elsewhere, has the effects
+of changing nothing, which are found once for all.
 """
 
 import torch
@@ -39,7 +39,8 @@ def close(tally, observed, pairs, approximate=False):
     slow = [e for e in effects if e not in fast]
     seen = observed.rows()
     chunks = observed.chunks(size_t)
-    centre, still = None, None
+    still = torch.full((len(observed.positions), len(effects)), torch.nan)  # where nothing changes
+    centre, known = None, False
     if chunks and not slow:
         centre = torch.softmax(observed.logits(chunks[0]), -1).mean(0)
 
@@ -63,15 +64,19 @@ def close(tally, observed, pairs, approximate=False):
         delta, weights = (x[:, 0].float() for x in observed.written(some, seen))
         written = observed.route.directions(weights)
         directions = make_directions(observed, written, centre)
-        moves = (delta != 0).any(0).cpu()
-        if still is None and not moves.all():
-            one = (directions.cut(1), weights[:1], written[:1])
-            still = torch.full((len(moves), len(effects)), torch.nan)
+        same = delta == 0
+        moves = (~same).any(0).cpu()
+        if same.any() and not known:
+            one, known = (directions.cut(1), weights[:1], written[:1]), True
             for tokens in chunks:
-                still[tokens] = found(*one, 0 * delta[:1, tokens], tokens)[0][0].cpu()
+                nothing = torch.zeros_like(delta[:1, tokens])
+                still[tokens] = found(*one, nothing, tokens)[0][0].cpu()
         for tokens in moving(chunks, moves, size_t):
             moved = delta[:, tokens]
             values, unablated = found(directions, weights, written, moved, tokens)
+            if known:
+                nothing = still[tokens].to(values)
+                values = torch.where(same[:, tokens, None], nothing, values)
             tally.add(edits, tokens, values)
             mask = sampled(edits, tokens)
             if mask is not None:
