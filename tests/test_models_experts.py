@@ -384,7 +384,7 @@ def test_routing_is_of_routed_experts(checkpoint_of_experts, words, checkpoint):
     for spec in ("routed:top:0", "routed:top:49", "routed:top:", "routed:top:x"):
         with pytest.raises(ConfregError, match="write routed:top:200, with a number from 1 to 48"):
             plan(checkpoint_of_experts, spec)
-    with pytest.raises(ConfregError, match="layer 1 of this model has no routed experts"):
+    with pytest.raises(ConfregError, match="layer 2 of this model has no routed experts"):
         plan(checkpoint("llama"), "routed:top:3")
 
 
