@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fake_ndif import KEY, FakeNdif
+from fake_ndif import KEY, FakeNdif, blob, status
 
 import confreg
 from confreg.errors import ConfregError
@@ -79,6 +79,81 @@ def test_versions_and_what_a_difference_means(fake, model, package, there, ok, m
     assert found[0] == ok
     assert there in found[1]
     assert meaning in found[1]
+
+
+LAYER = {
+    "": "LlamaDecoderLayer",
+    ".self_attn.o_proj": "Linear",
+    ".mlp.gate_proj": "Linear",
+    ".mlp.up_proj": "Linear",
+    ".mlp.down_proj": "Linear",
+    ".post_attention_layernorm": "LlamaRMSNorm",
+}
+THERE = {f"model.layers.{i}{path}": kind for i in range(3) for path, kind in LAYER.items()}
+THERE |= {"model.norm": "LlamaRMSNorm", "lm_head": "Linear"}
+
+
+def ask(fake: FakeNdif, model: str, there: dict[str, str]) -> dict[str, tuple[bool, str]]:
+    deploy(fake, model)
+    fake.env["packages"]["transformers"] = "5.99.0"
+    fake.result = blob({"found": there})
+    settings = profile(fake, poll=0.01)
+    return {c.name: (c.ok, c.sentence) for c in check.check(settings, model, asking=True)}
+
+
+def test_another_release_is_judged_by_the_paths_of_its_modules(fake, model):
+    found = ask(fake, model, THERE)
+    assert found["transformers"][0]
+    assert "untested" in found["transformers"][1]
+    assert found["modules"] == (True, "all 20 paths that requests name agree")
+    assert fake.submitted == 1
+
+
+def test_modules_that_are_not_there_or_of_another_class(fake, model):
+    renamed = {path.replace("down_proj", "w2"): kind for path, kind in THERE.items()}
+    ok, sentence = ask(fake, model, renamed)["modules"]
+    assert not ok
+    assert "model.layers.0.mlp.down_proj and 2 more that requests name are not there" in sentence
+    ok, sentence = ask(fake, model, THERE | {"model.norm": "RMSNorm"})["modules"]
+    assert ok
+    assert "model.norm is a RMSNorm there and a LlamaRMSNorm here" in sentence
+    assert f"confreg verify {model}" in sentence
+
+
+def test_a_server_that_cannot_find_a_module_says_which(fake, model):
+    """NDIF's own sentence, where a request names one."""
+    said = (
+        "The model architecture on this server doesn't match the one your code was traced "
+        "against: it has no module at 'model.model.layers.1.mlp'.\n\nalign any mismatch."
+    )
+    fake.poll = lambda job, number: (200, status("ERROR", said))
+    ok, sentence = ask(fake, model, THERE)["modules"]
+    assert not ok
+    assert "has no module 'model.model.layers.1.mlp', which the request names" in sentence
+
+
+def test_paths_are_asked_for_only_where_that_can_tell(fake, model):
+    deploy(fake, model)
+    same = {c.name for c in check.check(profile(fake), model, asking=True)}
+    fake.env["packages"]["transformers"] = "5.99.0"
+    run = {c.name for c in check.check(profile(fake), model)}
+    fake.env["packages"]["transformers"] = "4.57.1"
+    broken = {c.name for c in check.check(profile(fake), model, asking=True)}
+    fake.env["packages"]["transformers"] = "5.99.0"
+    fake.deployments = {}
+    away = {c.name for c in check.check(profile(fake), model, asking=True)}
+    assert "modules" not in same | run | broken | away
+    assert fake.submitted == 0
+
+
+def test_no_answer_is_no_refusal(fake, model):
+    fake.poll = lambda job, number: (200, status("RUNNING"))
+    deploy(fake, model)
+    fake.env["packages"]["transformers"] = "5.99.0"
+    waiting = profile(fake, poll=0.01, deadline=0.3)
+    found = {c.name: c for c in check.check(waiting, model, asking=True)}
+    assert found["modules"].ok
+    assert "not known" in found["modules"].sentence
 
 
 def test_a_key_that_nobody_knows(fake, model, monkeypatch):

@@ -6,6 +6,7 @@ One server for all of them: SmolLM2-135M and tiny random models, from a loopback
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -29,12 +31,14 @@ from resuming import digest
 from safetensors.numpy import save_file
 
 import confreg
+from confreg import effects as fx
+from confreg import models
 from confreg.axes import Spans
 from confreg.cli import main
 from confreg.errors import ConfregError
 from confreg.models import Model, agreement, embedded, verified
 from confreg.places import doctor, profiles
-from confreg.places.ndif import client, http, place, server
+from confreg.places.ndif import check, client, http, place, server
 from confreg.places.ndif.faults import Transient
 from confreg.places.ndif.identity import model_key
 from confreg.places.ndif.journal import journal_path
@@ -417,22 +421,65 @@ def test_doctor_is_green(lab):
 
 
 @pytest.mark.parametrize("sandbox", [False, True], ids=["trusted", "sandboxed"])
-def test_a_row_is_verified_there(lab, tmp_path, monkeypatch, capsys, sandbox):
+def test_the_doctor_asks_another_release_for_its_modules(lab, monkeypatch, sandbox):
+    usual = check._installed
+    monkeypatch.setattr(
+        check, "_installed", lambda name: "5.99.0" if name == "transformers" else usual(name)
+    )
+
+    def judged(model: str) -> tuple[bool, str]:
+        found = doctor.check(lab.profile, {"sandbox": sandbox}, model)
+        return {each.name: (each.ok, each.sentence) for each in found}["modules"]
+
+    assert judged("lab/tiny-llama") == (True, "all 20 paths that requests name agree")
+    usually = models.load
+
+    def renamed(*args: Any, **options: Any) -> Model:
+        """As a release would build it that calls an MLP's matrix otherwise."""
+        model = usually(*args, **options)
+        for layer in model.nn._module.model.layers:
+            layer.mlp.w2 = layer.mlp.down_proj
+            del layer.mlp.down_proj
+        row = dataclasses.replace(model.description.row, down_projection="mlp.w2")
+        return Model(model.nn, dataclasses.replace(model.description, row=row))
+
+    monkeypatch.setattr(models, "load", renamed)
+    ok, sentence = judged("lab/tiny-llama")
+    assert not ok
+    assert sentence.startswith("model.layers.0.mlp.w2 and 2 more that requests name are not there")
+
+
+@pytest.mark.parametrize(
+    ("kind", "sandbox"),
+    [("llama", False), ("qwen3_moe", False), ("qwen2_moe", True)],
+)
+def test_a_row_is_verified_there(lab, tmp_path, monkeypatch, capsys, kind, sandbox):
     monkeypatch.setenv("CONFREG_CACHE", str(tmp_path))
-    model, here = "lab/tiny-llama", Model.wrap(*zoo.tiny("llama"))
-    main(["verify", model, "--profile", lab.profile, "-P", f"sandbox={str(sandbox).lower()}"])
+    here = Model.wrap(*zoo.tiny(kind))
+    with monkeypatch.context() as patch:
+        if sandbox:  # of experts, the shared one is there
+            patch.setattr(fx.Routed, "sealed", lambda self: True)
+        expected = agreement.engines(here, agreement.tokens_for(here.description))
+    model, asked = f"lab/tiny-{kind}", f"sandbox={str(sandbox).lower()}"
+    main(["verify", model, "--profile", lab.profile, "-P", asked])
     said = " ".join(capsys.readouterr().out.split())
-    assert f"{model} at {lab.status.url.removeprefix('http://')}: llama, row tested" in said
-    for part in ("logits", "neurons", "heads"):
+    assert f"{model} at {lab.status.url.removeprefix('http://')}: {kind}, row tested" in said
+    for part in ("logits", "neurons", "heads", *["experts"] * kind.endswith("moe")):
         assert f"{part} not at a server" in said
     (record,) = verified.every()
     assert record["versions"]["nnsight"] == "0.8.0"  # the server's
-    expected = agreement.engines(here, agreement.tokens_for(here.description))
     assert {part["part"] for part in record["compared"]} == {"scale", "causal", "exact", "series"}
     for part in record["compared"]:
         assert part["difference"] < 2e-5
         largest = expected["largest" if part["part"] in ("exact", "series") else "logit"]
         assert part["largest"] == pytest.approx(largest, rel=1e-4)
+
+
+def test_experts_alone_are_not_verified_in_a_sandbox(lab, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", "lab/tiny-qwen3_moe", "--profile", lab.profile, "-P", "sandbox=true"])
+    assert ended.value.code == 2
+    assert "2.5.7 is a neuron of routed experts" in capsys.readouterr().err
 
 
 def test_a_row_that_is_wrong_is_found_out_there(lab, tmp_path, monkeypatch, capsys):

@@ -23,7 +23,8 @@ NOT_THERE = (
     Compared("neurons", _HOOKS),
     Compared("heads", _HOOKS),
 )
-"""What no request can compare, and why."""
+"""What is not compared at a server, and why."""
+EXPERTS = Compared("experts", "not at a server: it takes the fused weights at hand")
 
 
 def verify(name: str, profile: Profile, dtype: str | None, adapter: str | None) -> None:
@@ -102,7 +103,8 @@ def _there(
         place.entered(Path(folder) / "verification", {}, progress),
     ):
         ((_, block),) = place.run(layout, layout.units(), lambda spans: ids)
-    return about, [*of_engines(about, differences(block, "verified")), *NOT_THERE]
+    others = [*NOT_THERE, *[EXPERTS] * bool(about.banks)]
+    return about, [*of_engines(about, differences(block, "verified")), *others]
 
 
 def _versions_there(profile: NdifProfile, here: dict[str, str]) -> dict[str, str]:

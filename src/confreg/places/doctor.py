@@ -51,7 +51,7 @@ def _profile(profile: LocalProfile | NdifProfile, model: str) -> list[Check]:
     if isinstance(profile, NdifProfile):
         from confreg.places.ndif import check
 
-        return check.check(profile, model)
+        return check.check(profile, model, asking=True)
     from confreg import models
 
     described = models.describe(model, dtype=profile.dtype)

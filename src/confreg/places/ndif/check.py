@@ -11,6 +11,7 @@ from confreg.checks import TESTED, Check
 from confreg.errors import ConfregError
 from confreg.places.ndif.http import Server
 from confreg.places.ndif.identity import api_key
+from confreg.places.ndif.modules import judge
 from confreg.places.profiles import NdifProfile
 
 # What a difference between client and server means, by package.
@@ -24,7 +25,7 @@ _MEANING = {
 _PATCH = ", which understand each other"
 
 
-def check(profile: NdifProfile, model: str) -> list[Check]:
+def check(profile: NdifProfile, model: str, asking: bool = False) -> list[Check]:
     """Look at a server, one sentence a thing; stop where the rest could not be looked at.
 
     Parameters
@@ -32,17 +33,21 @@ def check(profile: NdifProfile, model: str) -> list[Check]:
     profile : NdifProfile
     model : str
         As for `confreg.models.load`.
+    asking : bool
+        Whether a request may be sent, where releases of transformers differ and the model runs.
     """
     found: list[Check] = []
     try:
-        for one in _look(profile, model):  # not `extend`: what was found before an error counts
+        for one in _look(
+            profile, model, asking
+        ):  # not `extend`: what was found before an error counts
             found.append(one)
     except ConfregError as error:
         found.append(Check("server", False, str(error)))
     return found
 
 
-def _look(profile: NdifProfile, model: str) -> Iterator[Check]:
+def _look(profile: NdifProfile, model: str, asking: bool) -> Iterator[Check]:
     key = api_key()
     server = Server(profile, key)
     try:
@@ -52,7 +57,12 @@ def _look(profile: NdifProfile, model: str) -> Iterator[Check]:
         server.get("/connected")
         deployments = server.get("/status", seconds=70)["deployments"]
         yield _model(deployments, model, profile)
-        yield from _versions(server.get("/env", seconds=70))
+        there = server.get("/env", seconds=70)
+        versions = list(_versions(there))
+        yield from versions
+        readable = all(one.ok for one in versions) and _running(deployments, model)
+        if asking and readable and _differs("transformers", there):
+            yield judge(profile, model)
     finally:
         server.close()
 
@@ -69,17 +79,30 @@ def _key(server: Server, key: str | None, profile: NdifProfile) -> Check:
     return Check("key", optional, f"there is one, which {server.host} does not know")
 
 
-def _model(deployments: Mapping[str, Mapping[str, Any]], model: str, profile: NdifProfile) -> Check:
+Deployments = Mapping[str, Mapping[str, Any]]
+
+
+def _deployed(deployments: Deployments, model: str) -> list[Mapping[str, Any]]:
+    """What the server says of a model."""
     from confreg.models.sources import locate
 
     source = locate(model)
     revision = None if source.local else source.revision
-    found = [
+    return [
         d
         for d in deployments.values()
         if d.get("repo_id") == source.path and (d.get("revision") or None) == revision
     ]
-    running = [d for d in found if d.get("application_state") == "RUNNING"]
+
+
+def _running(deployments: Deployments, model: str) -> list[Mapping[str, Any]]:
+    found = _deployed(deployments, model)
+    return [d for d in found if d.get("application_state") == "RUNNING"]
+
+
+def _model(deployments: Deployments, model: str, profile: NdifProfile) -> Check:
+    found = _deployed(deployments, model)
+    running = _running(deployments, model)
     if not running:
         state = found[0].get("application_state", "known") if found else "not deployed"
         sentence = f"{state}; the server deploys it when it is first asked for, if it can"
@@ -118,6 +141,10 @@ def _modules(here: str, there: str) -> str:
     return (
         "untested; a request that names a module which is missing there fails, and measures nothing"
     )
+
+
+def _differs(package: str, there: Mapping[str, Any]) -> bool:
+    return _release(_installed(package)) != _release(there.get("packages", {}).get(package, ""))
 
 
 def _installed(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,10 @@ class DeadlineExceeded(ConfregError):
 
 class Interrupted(ConfregError):
     """The run was told to stop while a job was awaited."""
+
+
+class MissingModule(ConfregError):
+    """The server's model lacks a module that the request names."""
 
 
 class BlockFailed(ConfregError):
@@ -68,10 +73,8 @@ _TOO_LARGE = (
     "entitytoolarge",
 )
 _DEPLOY = ("could not deploy this model", "cant_accommodate", "error provisioning")
-_MISMATCH = (
-    "architecture on this server doesn't match",
-    "request payload could not be read",
-)
+_MISMATCH = ("request payload could not be read",)
+_MISSING = re.compile("has no module at '([^']*)'")
 
 
 def job_failure(description: str, meta: Mapping[str, Any] | None, model: str) -> ConfregError:
@@ -94,6 +97,12 @@ def job_failure(description: str, meta: Mapping[str, Any] | None, model: str) ->
         return ConfregError(
             f"The server cannot deploy {model}: {last} Check the model's id with "
             "`confreg doctor`, or name one of the models that the server already runs."
+        )
+    if missing := _MISSING.search(description):
+        return MissingModule(
+            f"The server's {model} has no module {missing[1]!r}, which the request names: its "
+            "transformers builds the model otherwise than yours. Install the server's here "
+            "(`confreg doctor` names it)."
         )
     if _has(text, _MISMATCH):
         return ConfregError(
