@@ -284,7 +284,7 @@ def test_an_earlier_layer_by_real_interventions(lab, local, tmp_path):
 @pytest.mark.parametrize(
     ("model", "neurons", "engine", "sandbox"),
     [
-        ("lab/tiny-qwen3_moe", "expert:3,2.1.0-3", "series", False),
+        ("lab/tiny-qwen3_moe", "routed:top:9,expert:3", "series", False),
         ("lab/tiny-qwen2_moe", "expert:3,2.shared.1-4", "exact", False),
         ("lab/tiny-qwen2_moe", "1.4.0-3,1.shared.1-2,0.5", "forward", False),
         ("lab/tiny-qwen2_moe", "2.shared.0-7", "series", True),
