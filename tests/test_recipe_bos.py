@@ -70,7 +70,7 @@ def test_every_set_is_the_oracle_s(checkpoint, words, tmp_path, architecture, la
         with judge.first_only(heads):
             there = judge.activations(ids, layer).flatten(0, -2)[:, [3, 9, 30]].T
         change = (there - clean).numpy()
-        np.testing.assert_allclose(ds["activation_change"][i].T, change, atol=1e-4)
+        np.testing.assert_allclose(ds["activation_change"][i].T, change, rtol=1e-5, atol=1e-4)
         for name, kept in (("mean", change[:, keep]), ("abs_mean", np.abs(change[:, keep]))):
             found = ds[f"activation_change_{name}"].isel(set=i)
             np.testing.assert_allclose(found, kept.mean(1), atol=1e-4, err_msg=name)
