@@ -13,6 +13,7 @@ import resuming
 import torch
 import tracing
 import zoo
+from transformers import AutoModelForImageTextToText
 
 import confreg
 from confreg import ConfregError, models
@@ -252,6 +253,30 @@ def test_offloaded_to_disk_it_is_the_same(architecture, tmp_path, monkeypatch):
     assert found.largest > 0.3
     monkeypatch.setattr(Routed, "columns", lambda self, n, like: right(self, (n + 8) % 48, like))
     assert not verify.experts(offloaded, zoo.tokens()).ok
+
+
+@pytest.mark.parametrize("device", ["cpu", "disk"])
+def test_a_multimodal_llama_4_is_measured_as_it_is(tmp_path, device):
+    """From a checkpoint with its vision tower, as its text model alone is."""
+    network = AutoModelForImageTextToText.from_config(zoo.config("llama4")).float().eval()
+    zoo.randomise(network, torch.Generator().manual_seed(0))
+    network.save_pretrained(tmp_path / "llama4")
+    zoo.tokenizer().save_pretrained(tmp_path / "llama4")
+    placed = Placement(
+        device_map={"": "cpu", "model.layers": device}, offload_folder=str(tmp_path / "disk")
+    )
+    model = models.load(str(tmp_path / "llama4"), placed)
+    assert (model.architecture, model.description.row.wraps) == ("llama4", "llama4_text")
+    alone = Model.wrap(network.language_model, zoo.tokenizer())
+    for layer, engine in ((2, "exact"), (1, "forward"), (0, "forward")):
+        neurons = torch.tensor([n for *_, n in chosen("llama4_text", layer)])
+        edits, made = fx.Replace(neurons, torch.linspace(-1, 1, len(neurons))), tracing.ENGINES
+        unit = fx.Unit(
+            tracing.all_tokens(zoo.tokens()), edits, made[engine](), tracing.CHOSEN, layer=layer
+        )
+        mine, expected = (tracing.measure(m, unit)["effects"] for m in (model, alone))
+        assert expected.nan_to_num().abs().max() > 0.01
+        torch.testing.assert_close(mine, expected, rtol=0, atol=1e-5, equal_nan=True)
 
 
 def test_sets_of_experts_neurons_go_together(checkpoint_of_experts, words, tmp_path):

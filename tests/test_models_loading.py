@@ -197,6 +197,6 @@ def test_architectures_that_are_refused(kind, changes, message):
 
 def test_the_table_reads_for_people():
     rows = {row["architecture"]: row for row in models.table()}
-    assert set(rows) == {*zoo.ARCHITECTURES, *zoo.EXPERTS}
+    assert set(rows) == {*zoo.ARCHITECTURES, *zoo.EXPERTS, *zoo.AROUND_EXPERTS}
     assert rows["gemma2"]["built of"] == "RMSNorm, norm after the MLP, softcap, 1 + γ"
     assert rows["phi"]["built of"] == "LayerNorm, parallel blocks, unembedding bias"

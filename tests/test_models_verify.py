@@ -103,20 +103,20 @@ def test_wrong_rows_are_found_out(architecture):
             assert {"exact", "scale", "experts"} & set(found_wrong(mutant)), part
 
 
-class SwappedGate(fx.Routed):
+class SwappedGate:
     """Takes up for gate."""
 
     def parameters(self):
         found, module = dict(super().parameters()), self.experts._module
         halves = (-1, 2) if type(module).__name__ == "GptOssExperts" else (2, -1)  # it interleaves
         for name in {"gate_up_proj", "gate_up_proj_bias"} & found.keys():
-            at = found[name].dim() - 1 if module.is_transposed else 1
+            at = found[name].dim() - 1 if self.transposed() else 1
             split = found[name].unflatten(at, halves).flip(at + halves.index(2))
             found[name] = split.flatten(at, at + 1)
         return found
 
 
-class OthersDown(fx.Routed):
+class OthersDown:
     """Takes the down-projection of the expert before."""
 
     def parameters(self):
@@ -124,7 +124,7 @@ class OthersDown(fx.Routed):
         return own | {"down_proj": own["down_proj"].roll(1, 0)}
 
 
-class OthersBias(fx.Routed):
+class OthersBias:
     """Takes a bias of the expert before."""
 
     def parameters(self):
@@ -132,14 +132,24 @@ class OthersBias(fx.Routed):
         return own | {"down_proj_bias": own["down_proj_bias"].roll(1, 0)}
 
 
-class Unweighted(fx.Routed):
+class Unweighted:
     """Forgets the routing weights."""
 
-    def activations(self, hidden, index, weights):
-        return super().activations(hidden, index, torch.ones_like(weights))
+    def read(self):
+        if isinstance(self, fx.Weighed):
+            self.unweighted = self.whole.input.flatten(0, -2)
+        return super().read()
+
+    def activations(self, hidden, *routing):
+        if routing:
+            return super().activations(hidden, routing[0], torch.ones_like(routing[1]))
+        there = (hidden != 0).any(-1, keepdim=True)
+        return super().activations(there * self.unweighted.repeat(self.count, 1))
+
+    input = property(read, fx.Routed.write)
 
 
-class NothingShared(fx.Routed):
+class NothingShared:
     """Forgets what the shared expert's neurons add."""
 
     def adds(self, neurons):
@@ -160,7 +170,8 @@ def read_wrong():
 @pytest.mark.parametrize(("architecture", "wrong"), read_wrong())
 def test_experts_that_are_read_wrong_are_found_out(architecture, wrong, monkeypatch):
     """By what their module returns: engines read activations and output weights alike."""
-    monkeypatch.setattr(fx, "Routed", wrong)
+    for name in ("Routed", "Weighed"):
+        monkeypatch.setattr(fx, name, type(name, (wrong, getattr(fx, name)), {}))
     assert found_wrong(model_of(architecture))[0] == "experts"
 
 

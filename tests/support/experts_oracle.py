@@ -25,14 +25,18 @@ class ExpertsOracle:
         self.network = copy.deepcopy(network).double().eval()
         self.network.set_experts_implementation("eager")  # others know no float64
         self.path, self.norm = path, norm
+        self.weighed = network.config.model_type == "llama4_text"
 
     def experts(self, layer: int) -> torch.nn.Module:
         """The module of a layer's experts."""
         return self.network.get_submodule(self.path.format(layer))
 
     def writer(self, layer: int, expert: int | str | None) -> torch.nn.Module:
-        """The module whose output has what the neuron adds."""
-        if isinstance(expert, int):
+        """The module whose output has what the neuron adds.
+
+        Llama 4's experts return what each adds, one after the other: the module around adds it up.
+        """
+        if isinstance(expert, int) and not self.weighed:
             return self.experts(layer)
         return self.network.get_submodule(self.path.format(layer).rpartition(".")[0])
 
@@ -64,15 +68,22 @@ class ExpertsOracle:
         seen = {}
 
         def hook(module, args, output):
-            output = output.flatten(0, -2)
+            output = _first(output).flatten(0, -2)
             routed = torch.ones(len(output), dtype=torch.bool)
-            if isinstance(expert, int):
+            if isinstance(expert, int) and not self.weighed:
                 routed = (args[1] == expert).any(-1)
-            seen.update(output=output, routed=routed)
+            seen.update({"output": output, "routed": routed} | seen)
 
-        handle = self.writer(layer, expert).register_forward_hook(hook)
+        def route(module, args, output):
+            seen["routed"] = output[0][:, expert] > 0
+
+        writer = self.writer(layer, expert)
+        hooks = [writer.register_forward_hook(hook)]
+        if isinstance(expert, int) and self.weighed:
+            hooks.append(writer.router.register_forward_hook(route))
         self.logits(ids)
-        handle.remove()
+        for each in hooks:
+            each.remove()
         return seen["output"], seen["routed"]
 
     def activation(self, ids: torch.Tensor, layer: int, expert: int | str | None, index: int):
@@ -94,7 +105,8 @@ class ExpertsOracle:
         scales: list[torch.Tensor] = []
 
         def add(module, args, output):
-            return output + added.view_as(output)
+            changed = _first(output) + added.view_as(_first(output))
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         def pin(module, args, output):
             scales.append(self.divisor(args[0]))
@@ -113,5 +125,11 @@ class ExpertsOracle:
 
     def divisor(self, x: torch.Tensor) -> torch.Tensor:
         """The final norm's, of an RMSNorm."""
-        eps = self.network.get_submodule(self.norm).variance_epsilon
+        norm = self.network.get_submodule(self.norm)
+        eps = getattr(norm, "variance_epsilon", None) or norm.eps
         return (x.square().mean(-1) + eps).sqrt()
+
+
+def _first(output):
+    """What a module returns, or the first of several things."""
+    return output[0] if isinstance(output, tuple) else output

@@ -110,6 +110,8 @@ EXPERTS = {
     "minimax_m2": _ROUTED,
     "flex_olmo": _ROUTED,
     "granitemoe": _ROUTED,
+    "llama4_text": ("model.layers.{}.feed_forward", "model.norm"),
+    "llama4": ("model.layers.{}.feed_forward", "model.norm"),
 }
 """Of families with routed experts: no one module has their neurons as its input."""
 LAYER_NORM = {"gpt2", "gpt_neox", "gptj", "opt", "falcon", "bloom", "phi", "cohere", "stablelm"}

@@ -214,8 +214,18 @@ EXPERTS: dict[str, dict[str, Any]] = {
     "flex_olmo": _EXPERTS | {"intermediate_size": 8},
     "granitemoe": _LOCAL
     | {"logits_scaling": 1.7, "residual_multiplier": 0.6, "embedding_multiplier": 3.0},
+    "llama4_text": _LOCAL
+    | {"head_dim": 8, "intermediate_size_mlp": 48, "moe_layers": [1, 2], "floor_scale": 4}
+    | {"attention_chunk_size": 8, "no_rope_layers": [1, 0, 1], "attn_scale": 0.5},
 }
 """Families with routed experts, each of eight neurons, six a layer, two of them a token."""
+AROUND_EXPERTS = {
+    "llama4": {
+        "text_config": EXPERTS["llama4_text"] | {"model_type": "llama4_text"},
+        "vision_config": _VISION,
+    }
+}
+"""A multimodal model around one of them."""
 SHARED = {
     "qwen2_moe": ("shared_expert", 16),
     "deepseek_v2": ("shared_experts", 16),
@@ -223,6 +233,7 @@ SHARED = {
     "glm4_moe": ("shared_experts", 8),
     "dots1": ("shared_experts", 8),
     "ernie4_5_moe": ("shared_experts", 8),
+    "llama4_text": ("shared_expert", 8),
 }
 """The module of the shared expert, and how many neurons it has."""
 BEGIN_PLAIN = ("qwen3_moe", *SHARED)
@@ -255,7 +266,8 @@ def tokenizer(size: int = VOCAB) -> PreTrainedTokenizerFast:
 
 
 def config(architecture: str, **overrides: Any) -> Any:
-    return CONFIG_MAPPING[architecture](**(CONFIGS | EXPERTS)[architecture] | overrides)
+    own = (CONFIGS | EXPERTS | AROUND_EXPERTS)[architecture]
+    return CONFIG_MAPPING[architecture](**own | overrides)
 
 
 def tiny(

@@ -48,7 +48,7 @@ from .measures import (
 from .observed import unedited
 from .prediction import Comparison, Prediction
 from .readout import MetaWeightError, Readout, read_readout
-from .routed import Always, Routed
+from .routed import Always, Routed, Weighed
 from .site import Site
 from .tasks import (
     Activations,
@@ -102,6 +102,7 @@ __all__ = [
     "Tokens",
     "Unit",
     "Vocabulary",
+    "Weighed",
     "Weights",
     "Write",
     "Written",

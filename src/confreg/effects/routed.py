@@ -101,8 +101,7 @@ class Routed:
         """The neurons of every token, (T, E·I + S), NaN where a token is not routed to them."""
         common = self.shared.input if self.shared is not None and self.shared_first else None
         given, named = self.experts.inputs
-        self.given = [*given, *named.values()][:3]
-        self.seen = self.activations(*self.given)
+        self.seen = self.activations(*given, *named.values())
         if self.shared is not None:
             common = self.shared.input if common is None else common
             common = common.reshape(-1, self.shared_width)
@@ -122,6 +121,7 @@ class Routed:
             The experts that each token is routed to; E stands for none.
         weights : Tensor (T, k)
         """
+        self.given = [hidden, index, weights]
         out = hidden.new_full((len(hidden), self.count, self.width), float("nan"))
         if self.shared is not None and self.sealed():
             return out.flatten(1)
@@ -157,10 +157,10 @@ class Routed:
 
     def routed_columns(self, neurons):
         """Those of routed experts, in the weights' dtype."""
-        module, down = self.experts._module, self.parameters()["down_proj"]
+        down = self.parameters()["down_proj"]
         neurons = neurons.to(down.device)
         expert, index = neurons // self.width, neurons % self.width
-        return down[expert, index] if module.is_transposed else down[expert, :, index]
+        return down[expert, index] if self.transposed() else down[expert, :, index]
 
     def adds(self, neurons):
         """What neurons (T, E·I + S) add to what the module returns, (T, d) float32."""
@@ -170,11 +170,12 @@ class Routed:
 
     def biases(self):
         """What is added whatever the neurons are, (T, d) float32, once they were read."""
-        (hidden, index, weights), own = self.given, self.parameters()
+        hidden, index, weights = self.given
         found = torch.zeros_like(hidden, dtype=torch.float32)
-        if self.experts._module.has_bias:
+        if getattr(self.experts._module, "has_bias", False):
             each = weights.new_zeros(len(index), self.count + 1).scatter_add(1, index, weights)
-            found += each[:, : self.count].float() @ own["down_proj_bias"].to(each.device).float()
+            bias = self.parameters()["down_proj_bias"].to(each.device)
+            found += each[:, : self.count].float() @ bias.float()
         if self.shared is not None:
             found += self.share * self.shared(hidden.new_zeros(1, self.shared_width))
         return found
@@ -187,16 +188,50 @@ class Routed:
         added, output = self.adds(changed - self.seen), self.output
         self.output = (output.float() + added.view_as(output)).to(output)
 
+    def transposed(self):
+        """Whether output weights are rows of the experts' down-projections."""
+        return self.experts._module.is_transposed
+
     def returned(self):
         """What the module returns to which the neurons add: the experts', or the one around."""
-        return (self.experts if self.whole is None else self.whole).output
+        found = (self.experts if self.whole is None else self.whole).output
+        return found[0] if isinstance(found, tuple) else found
 
     def give(self, changed):
         """Return something else."""
-        (self.experts if self.whole is None else self.whole).output = changed
+        module = self.experts if self.whole is None else self.whole
+        found = module.output
+        module.output = (changed, *found[1:]) if isinstance(found, tuple) else changed
 
     output = property(returned, give)
     input = property(read, write)
+
+
+class Weighed(Routed):
+    """Experts that are given hidden states times routing weights, in place of both (Llama 4).
+
+    The module is called with all tokens for expert 0, then with all for expert 1 and so on,
+    (E·T, d), which are zero at tokens that are not routed there.
+    """
+
+    def transposed(self):
+        """Output weights are rows."""
+        return True
+
+    def activations(self, hidden):
+        """Activations, (T, E·I), of hidden states (E·T, d)."""
+        hidden = hidden.unflatten(0, (self.count, -1))
+        self.given = [hidden[0], None, None]
+        out = hidden.new_full((hidden.shape[1], self.count, self.width), float("nan"))
+        if self.sealed():
+            return out.flatten(1)
+        module, own = self.experts._module, self.parameters()
+        for expert, each in enumerate(hidden):
+            token = each.any(-1).nonzero()[:, 0]
+            if len(token):
+                gate, up = (each[token] @ own["gate_up_proj"][expert]).chunk(2, -1)
+                out[token, expert] = module.act_fn(gate) * up
+        return out.flatten(1)
 
 
 class Always:

@@ -76,6 +76,8 @@ class Architecture:
         Neurons of the shared expert, as ``width``.
     shared_first : bool
         Whether the shared expert is called before the routed ones.
+    weighs_inputs : bool
+        Whether routing weights multiply what experts are given, in place of what they return.
     scale, multiplier : float, str or callable
         Numbers, the configuration's attributes, or functions of it: what raw logits, and what the
         MLP adds to the residual stream (after ``post_norm``), are multiplied by.
@@ -95,6 +97,9 @@ class Architecture:
         before the MLP, whose input is what the MLP's output (after ``post_norm``) is added to.
     wraps : str
         Of a multimodal model, transformers' name of the text model in it.
+    left_out : tuple of str
+        Of a multimodal model of which transformers makes the text model alone, and does not say
+        so: what the names of weights begin with that are of its other parts.
     origin : str
         Where a row is from that no test covers: "derived", or a user's file or package.
     """
@@ -116,6 +121,7 @@ class Architecture:
     shared_gate: str = ""
     shared_width: str | int | Callable[[Any], int] = 0
     shared_first: bool = False
+    weighs_inputs: bool = False
     attention_out: str | None = None
     attends: Callable[[Any], list[bool]] = every_layer
     no_heads: str = ""
@@ -133,6 +139,7 @@ class Architecture:
     after_mlp: Callable[[Any], str] = lambda config: ""
     scaled_sum: str | None = None
     wraps: str = ""
+    left_out: tuple[str, ...] = ()
     origin: str = ""
 
     def inside(self, model_type: str, title: str, decoder: str) -> Architecture:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
+    from confreg.models.architectures import Architecture
     from confreg.models.sources import Source
 
 AGAIN = "Copy or download it again."
@@ -165,7 +166,7 @@ def _whole(file: Path, name: str) -> None:
 
 
 def check_taken(
-    network: torch.nn.Module, found: Mapping[str, Any], source: Source, title: str
+    network: torch.nn.Module, found: Mapping[str, Any], source: Source, row: Architecture
 ) -> None:
     """Refuse a model that took less, or other, than its checkpoint holds.
 
@@ -175,7 +176,7 @@ def check_taken(
     found : mapping
         What transformers says of its loading: keys that are missing, unexpected, of another shape.
     source : Source
-    title : str
+    row : Architecture
         Of the model's family.
 
     Raises
@@ -186,7 +187,7 @@ def check_taken(
     # transformers fills these with random numbers, and says so where nobody looks.
     if missing := sorted(found["missing_keys"]):
         raise ConfregError(
-            f"{source.name} lacks {len(missing)} of the weights that {title} has "
+            f"{source.name} lacks {len(missing)} of the weights that {row.title} has "
             f"({_some(missing)}): it is incomplete, or its configuration is of another model."
         )
     if shapes := sorted(found["mismatched_keys"]):
@@ -200,14 +201,15 @@ def check_taken(
         first = str(next(iter(errors))).strip().splitlines()[0]
         raise ConfregError(f"The weights of {source.name} cannot be converted: {first}")
     unexpected = sorted(found["unexpected_keys"])
-    constant = {
+    spare = {
         name
         for name, stored in _stored(source, set(unexpected).__contains__)
         if _is_mask(stored, network)
     }
-    if unexpected := [name for name in unexpected if name not in constant]:
+    spare |= {name for name in unexpected if name.startswith(row.left_out)}
+    if unexpected := [name for name in unexpected if name not in spare]:
         raise ConfregError(
-            f"{source.name} holds {len(unexpected)} weights that {title} does not take "
+            f"{source.name} holds {len(unexpected)} weights that {row.title} does not take "
             f"({_some(unexpected)}): computed without them it would be another model than was "
             "saved. Its configuration is of another model, or the checkpoint has parts that "
             "transformers does not know."

@@ -1,7 +1,7 @@
 """The rows of families whose layers have routed experts.
 
-transformers 5 gives all of them one form: a module ``experts`` that is called with hidden states,
-the experts of each token and their routing weights, and holds fused weights.
+transformers 5 gives all of them but Llama 4 one form: a module ``experts`` that is called with
+hidden states, the experts of each token and their routing weights, and holds fused weights.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ def _sparse(config: Any) -> list[bool]:
         and (i + 1) % config.decoder_sparse_step == 0
         for i in range(config.num_hidden_layers)
     ]
+
+
+def _listed(config: Any) -> list[bool]:
+    """Those that the configuration names."""
+    return [i in config.moe_layers for i in range(config.num_hidden_layers)]
 
 
 def _ernie(config: Any) -> list[bool]:
@@ -80,5 +85,18 @@ ROWS = (
         GRANITE,
         LOCAL,
         down_projection="block_sparse_moe.experts",
+    ),
+    qwen3_moe(
+        "llama4_text",
+        "Llama 4 (text)",
+        LOCAL,
+        down_projection="feed_forward.experts",
+        plain="feed_forward.down_proj",
+        plain_width="intermediate_size_mlp",
+        routes=_listed,
+        shared="feed_forward.shared_expert.down_proj",
+        shared_width="intermediate_size",
+        weighs_inputs=True,
+        also=("shared expert", "weighted inputs"),
     ),
 )

@@ -321,6 +321,9 @@ WRAPPERS: dict[str, Wrapper] = {
     "qwen2_5_vl": Wrapper("Qwen 2.5 VL"),
     "qwen3_vl": Wrapper("Qwen 3 VL"),
     "qwen3_5": Wrapper("Qwen 3.5", "model"),  # transformers loads the text model alone
+    "llama4": Wrapper(  # likewise
+        "Llama 4", "model", {"left_out": ("vision_model.", "multi_modal_projector.")}
+    ),
     "llava": Wrapper("LLaVA"),
     "llava_next": Wrapper("LLaVA-NeXT"),
     "internvl": Wrapper("InternVL"),

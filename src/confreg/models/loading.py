@@ -202,7 +202,7 @@ def _read(
     network, found = loaded
     if source.gguf:
         gguf.check_tensors(Path(source.path) / source.gguf, network, source.name)
-    check_taken(network, found, source, described.row.title)
+    check_taken(network, found, source, described.row)
     if packed:
         with quiet(), _named(source, "weights"):
             network = prequantized.finish(network, getattr(torch, described.dtype), source.name)

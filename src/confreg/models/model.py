@@ -352,7 +352,7 @@ class Model:
         row, block = self.description.row, self._block(layer)
         if not row.experts:
             return resolve(block, row.down_projection)
-        from confreg.effects import Always, Routed
+        from confreg.effects import Always, Routed, Weighed
 
         bank = self.description.banks[layer]
         if not bank.experts:
@@ -368,7 +368,8 @@ class Model:
                 "shared_first": row.shared_first,
                 "shared_gate": gate,
             }
-        return Routed(found, bank.experts, bank.each, fetch=_offloaded(found), **common)
+        kind = Weighed if row.weighs_inputs else Routed
+        return kind(found, bank.experts, bank.each, fetch=_offloaded(found), **common)
 
     def attention_out(self, layer: int) -> Any | None:
         """Envoy of a layer's attention output projection, whose input are its heads' outputs.
