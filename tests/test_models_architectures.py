@@ -9,9 +9,10 @@ import pytest
 import torch
 import tracing
 import zoo
+from tracing import model_of
 
 from confreg import effects
-from confreg.models import Model, derived, families, verify
+from confreg.models import derived, families, verify
 
 TOLERANCE = 1e-4  # nats, of the issue
 TIE = 1e-5
@@ -20,22 +21,23 @@ ROUNDED = {"qwen3_5_text", "qwen3_5"}
 
 
 @functools.cache
-def model_of(architecture: str) -> Model:
-    return Model.wrap(*zoo.tiny(architecture, unsaved=True))
+def judge_of(architecture: str, dtype: torch.dtype = torch.float64) -> oracle.Oracle:
+    return oracle.Oracle(model_of(architecture).nn._module, dtype)
 
 
 @functools.cache
 def truth_of(architecture: str, layer: int) -> oracle.Ablation:
     ids, neurons = zoo.tokens(), list(range(48))
     dtype = torch.float32 if architecture in ROUNDED else torch.float64
-    judge = oracle.Oracle(model_of(architecture).nn._module, dtype)
-    return judge.ablate(ids, layer, neurons, values_of(architecture, layer))
+    return judge_of(architecture, dtype).ablate(ids, layer, neurons, values_of(architecture, layer))
 
 
+@functools.cache
 def values_of(architecture: str, layer: int) -> torch.Tensor:
     """Mean activations, and for a quarter of the neurons a value that they never take."""
-    judge = oracle.Oracle(model_of(architecture).nn._module)
-    values = judge.activations(zoo.tokens(), layer).flatten(0, -2).mean(0)[:48].float()
+    values = (
+        judge_of(architecture).activations(zoo.tokens(), layer).flatten(0, -2).mean(0)[:48].float()
+    )
     values[::4] += 2
     return values
 
@@ -58,7 +60,7 @@ def test_readout_turns_the_final_residual_into_the_logits(architecture):
 @pytest.mark.parametrize("architecture", zoo.EVERY)
 def test_every_layer_has_its_neurons(architecture):
     model = model_of(architecture)
-    judge = oracle.Oracle(model.nn._module)
+    judge = judge_of(architecture)
     ids = zoo.tokens()
     width = {"bloom": 128, "mpt": 128}.get(architecture, 48)
     assert (model.n_layers, model.n_neurons, model.d_model) == (3, width, 32)

@@ -13,6 +13,7 @@ import resuming
 import torch
 import tracing
 import zoo
+from tracing import model_of
 from transformers import AutoModelForImageTextToText
 
 import confreg
@@ -35,11 +36,6 @@ def chosen(architecture: str, layer: int) -> list[tuple[int | str | None, int, i
     found = [(n // 8, n % 8, n) for n in (0, 7, 11, 20, 29, 38, 47)]
     name, width = SHARED.get(architecture, ("", 0))
     return [*found, *((name, i, 48 + i) for i in {0, width - 1} if width)]
-
-
-@functools.cache
-def model_of(architecture: str) -> Model:
-    return Model.wrap(*zoo.tiny(architecture, unsaved=True))
 
 
 @functools.cache

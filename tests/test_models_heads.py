@@ -11,6 +11,7 @@ import torch
 import tracing
 import zoo
 from confreg.recipes.bos_ablation import attend_first
+from tracing import model_of
 
 from confreg import effects as fx
 from confreg import models
@@ -35,8 +36,8 @@ TOLERANCE = 1e-4
 
 
 @functools.cache
-def model_of(architecture: str) -> Model:
-    return Model.wrap(*zoo.tiny(architecture, unsaved=True))
+def judge_of(architecture: str) -> heads_oracle.HeadOracle:
+    return heads_oracle.HeadOracle(model_of(architecture).nn._module)
 
 
 def ablate(model: Model, ids: torch.Tensor, sets=SETS) -> dict[str, torch.Tensor]:
@@ -57,7 +58,7 @@ def ablate(model: Model, ids: torch.Tensor, sets=SETS) -> dict[str, torch.Tensor
 @pytest.mark.parametrize("architecture", HEADED)
 def test_ablated_heads_are_the_masked_ones(architecture):
     model, ids = model_of(architecture), zoo.tokens(2, 20)
-    judge = heads_oracle.HeadOracle(model.nn._module)
+    judge = judge_of(architecture)
     sets = OF.get(architecture, SETS)
     block = ablate(model, ids, sets)
     clean = judge.activations(ids, 2).flatten(0, -2)
@@ -115,7 +116,7 @@ def test_every_architecture_can_be_scored(architecture):
     usual = model.config._attn_implementation
     found = matched(model, ids, 11, 10)
     assert model.config._attn_implementation == usual
-    judge = heads_oracle.HeadOracle(model.nn._module)
+    judge = judge_of(architecture)
     patterns = judge.network(input_ids=ids, output_attentions=True, use_cache=False).attentions
     assert len(patterns) == found.shape[1] == sum(model.attends)
     for layer, pattern in enumerate(patterns):

@@ -14,6 +14,7 @@ import pytest
 import torch
 import zoo
 from nnsight.intervention.interleaver import OutOfOrderError
+from tracing import model_of
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import confreg
@@ -33,11 +34,6 @@ NOT_DERIVED = {"falcon_h1"}  # two matrices could end its MLP
 SCALED = {"gemma4_text", "gemma4", "gemma4_unified"}  # by a number of the layer's own
 # An architecture that is in no table, built like Llama but for its attention and residuals.
 UNKNOWN = "doge"
-
-
-@functools.cache
-def model_of(architecture: str) -> Model:
-    return Model.wrap(*zoo.tiny(architecture, unsaved=True))
 
 
 def with_row(model: Model, **changes) -> Model:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
+import zoo
 from confreg.recipes.entropy_neurons import ablate
 
 from confreg import effects as fx
@@ -18,6 +21,12 @@ CHOSEN = (
 )
 EFFECTS = tuple(effect.name for effect in CHOSEN)
 ENGINES = {"forward": fx.Forward, "exact": fx.Exact, "series": fx.Series}
+
+
+@functools.cache
+def model_of(architecture: str) -> Model:
+    """A tiny random model, made once for all files of tests: nothing may change it."""
+    return Model.wrap(*zoo.tiny(architecture, unsaved=True))
 
 
 def all_tokens(ids: torch.Tensor) -> fx.Tokens:
