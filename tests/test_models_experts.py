@@ -24,7 +24,9 @@ from confreg.models import Model, verify
 from confreg.models.banks import Bank
 from confreg.models.experts import ROWS
 from confreg.models.placement import Placement
+from confreg.steps.routing import Routing
 from confreg.subjects.neurons import choose
+from confreg.sweep.store import Store
 
 EVERY, SHARED, BEGIN_PLAIN = zoo.EVERY_OF_EXPERTS, zoo.SHARED, zoo.BEGIN_PLAIN
 
@@ -367,13 +369,67 @@ def test_neurons_that_are_routed_to_most(checkpoint_of_experts, words, tmp_path)
     assert not expected & set(rare)
 
 
-def test_what_is_routed_to_most_goes_on_in_the_same_store(checkpoint_of_experts, words, tmp_path):
-    given = {"neurons": "routed:top:5", "engine": "exact"}
-    first = run(str(checkpoint_of_experts), words, tmp_path / "a.zarr", **given)
-    before = resuming.digest(tmp_path / "a.zarr")
-    run(str(checkpoint_of_experts), words, tmp_path / "a.zarr", **given)
-    assert resuming.digest(tmp_path / "a.zarr") == before
-    assert first.sizes["neuron"] == 5
+def test_what_is_routed_to_most_is_found_once_for_a_store(
+    checkpoint_of_experts, words, tmp_path, monkeypatch
+):
+    """A run that was killed goes on with the neurons that it began with, and asks no more."""
+    given = {"neurons": "routed:top:5", "unit_tokens": 16, "layer": 1, "unit_copies": 2}
+    whole = run(str(checkpoint_of_experts), words, tmp_path / "whole.zarr", **given)
+    units = []
+
+    def broken(self, layout, spans, block):
+        units.append(layout.step.title)
+        if units.count("effects") > 2:
+            raise KeyboardInterrupt
+        return write(self, layout, spans, block)
+
+    write = Store.write_unit
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "write_unit", broken)
+        with pytest.raises(KeyboardInterrupt):
+            run(str(checkpoint_of_experts), words, tmp_path / "a.zarr", **given)
+    assert units.count("routing") >= 1
+    monkeypatch.setattr(Routing, "measure", lambda *_: pytest.fail("measured again"))
+    found = run(str(checkpoint_of_experts), words, tmp_path / "a.zarr", **given)
+    assert found["neuron"].values.tolist() == whole["neuron"].values.tolist()
+    assert resuming.digest(tmp_path / "a.zarr") == resuming.digest(tmp_path / "whole.zarr")
+    with pytest.raises(ConfregError, match="made by another configuration"):
+        run(
+            str(checkpoint_of_experts),
+            words,
+            tmp_path / "a.zarr",
+            **given | {"neurons": "routed:top:6"},
+        )
+
+
+def test_routing_is_over_what_the_recipe_keeps(checkpoint_of_experts, tmp_path):
+    model, chosen = str(checkpoint_of_experts), {}
+    documents = [
+        {"text": " ".join(f"w{i * j % 90}" for i in range(1, 17)), "kind": str(j % 2)}
+        for j in range(1, 9)
+    ]
+    for kind in ("0", "1"):
+        ds = run(
+            model,
+            documents,
+            tmp_path / f"{kind}.zarr",
+            neurons="routed:top:1",
+            columns=["kind"],
+            keep=[f"kind={kind}"],
+        )
+        routed, kept = int(ds["routed_tokens"][0]), int(ds["keep"].sum())
+        every = run(
+            model,
+            documents,
+            tmp_path / f"{kind}-all.zarr",
+            neurons="all",
+            columns=["kind"],
+            keep=[f"kind={kind}"],
+            reduce="token",
+        )
+        assert kept > 0
+        assert routed == every["routed_tokens"].max()
+        chosen[kind] = ds["neuron"].item()
 
 
 def test_a_plan_says_what_of_the_cube_is_empty(checkpoint_of_experts, words, tmp_path):
@@ -383,12 +439,14 @@ def test_a_plan_says_what_of_the_cube_is_empty(checkpoint_of_experts, words, tmp
     said = dict(plan.rows())
     each, tokens = models.describe(model).config.num_experts_per_tok, len(plan.axes["token"])
     assert f"48 of layer 2, of which a token has about {8 * each}" in said["neuron"]
-    assert "--reduce token keeps sums" in said["on disk"]
+    assert "where there is nothing" in said["on disk"]
+    assert said["effects"].endswith("keeps the cube")
     (effects,) = (each for each in plan.layouts if each.step.title == "effects")
     cube = 48 * tokens * len(plan.axes["effect"]) * 4
     assert effects.bytes_on_disk - effects.bytes_filled == cube - int(cube * each / 6)
     reduced = confreg.plan("entropy_neurons", model=model, text=words, reduce="token", **given)
-    assert "--reduce" not in dict(reduced.rows())["on disk"]
+    assert dict(reduced.rows())["on disk"].endswith("before compression")
+    assert dict(reduced.rows())["effects"].endswith("keeps sums over tokens in place of the cube")
     assert reduced.bytes_on_disk < plan.bytes_on_disk / 5
     run(model, words, tmp_path / "a.zarr", neurons="all", max_tokens=960)
     stored = sum(f.stat().st_size for f in (tmp_path / "a.zarr/effects").rglob("*"))
@@ -454,7 +512,7 @@ def test_a_sandbox_is_refused_before_anything_is_sent(checkpoint_of_experts, wor
         ("group_ablation", {"neurons": "2.shared.0,2.3.0"}, "are neurons of routed experts"),
         ("token_frequency_neurons", {"neurons": "0.5"}, ""),
         # It asks for the cosines of whole layers.
-        ("token_frequency_neurons", {"neurons": "2.shared.0"}, "cosines: 2.0.0 and 47 more are"),
+        ("token_frequency_neurons", {"neurons": "2.shared.0"}, "cosines: it reads neurons"),
         ("induction", {"neurons": "2.shared.1-3", "length": 6, "random_sets": 2}, "neurons of rou"),
         ("bos_ablation", {"neurons": "2.shared.1", "heads": "0.1", "length": 6}, ""),
         ("bos_ablation", {"neurons": "2.1.1", "heads": "0.1", "length": 6}, "2.1.1 is"),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from confreg.models.network import Network
+    from confreg.progress import Progress
     from confreg.study import Study
     from confreg.subjects.routing import Order
 
@@ -48,7 +49,7 @@ def run(recipe: str | Path | Recipe, **given: Any) -> xr.Dataset:
     path = path or Path(tempfile.mkdtemp(prefix="confreg-")) / f"{found.name}.zarr"
     with progress.heard(), writing(path):
         if plan.first is not None:
-            known = plan.first.measure(plan.place, progress)
+            known = _first(plan, path, options, progress)
             plan = make_plan(found, options, parameters, plan, known)
         store = open_store(plan, path, options.overwrite)
         with plan.place.entered(path, plan.configuration, progress):
@@ -150,6 +151,8 @@ def make_plan(
         name: _models_of(recipe.parameters[name], value, held) for name, value in parameters.items()
     }
     items = recipe.items(study, bound)
+    routing = study.routing()
+    first = None if routing is None or routing.is_known else routing
     used = dict.fromkeys([study.model, *(each for item in items for each in _models(item))])
     for number, network in enumerate(used):
         items = [*verification(network, number), *items]
@@ -164,7 +167,10 @@ def make_plan(
         title=recipe.name,
         items=tuple(items),
         place=place,
-        configuration=_configuration(recipe, options, study, said, profile.name, items, added),
+        configuration={
+            **_configuration(recipe, options, study, said, profile.name, items, added),
+            **({} if routing is None or first else {routing.title: routing.found}),
+        },
         attributes={
             "title": f"{recipe.name}: {model.name}",
             **provenance.attributes(recipe.name, recipe.source, recipe.documentation, options.seed),
@@ -183,7 +189,7 @@ def make_plan(
             **provenance.command(recipe.name, options, said),
         },
         facts=_facts(model, profile),
-        first=study.first(),
+        first=first,
         explain=recipe.explain,
     )
 
@@ -307,6 +313,27 @@ def _facts(model: Network, profile: Any) -> list[tuple[str, str]]:
         about = model.about
         said = f"{about.name} ({about.architecture}, {size(about.bytes)} of weights)"
     return [("model", said), ("profile", f"{profile.name}: {profile.description}")]
+
+
+def _first(plan: Plan, path: Path, options: Options, progress: Progress) -> Any:
+    """What must be measured before a plan is whole: what its store has of it, or measured now.
+
+    Raises
+    ------
+    ConfregError
+        The store is of another configuration.
+    """
+    from confreg.sweep import store as stores
+
+    assert plan.first is not None
+    if path.exists() and not options.overwrite:
+        before = stores.configuration(path)
+        known = plan.first.kept(before.get(plan.first.title, {}))
+        if known is not None:
+            return known
+        if not stores.is_blank(path):
+            open_store(plan, path, False)  # refuses it, before anything takes long
+    return plan.first.measure(plan.place, progress)
 
 
 def local_path(out: str | Path) -> Path:

@@ -61,7 +61,7 @@ class Study:
         self.attributes: dict[str, str | int | float] = {}
         self._read: TokenTable | None = None
         self._routed: Order = routed or {}
-        self._unrouted: set[int] = set()
+        self._by_routing: dict[int, int] = {}
 
     @property
     def is_remote(self) -> bool:
@@ -117,24 +117,34 @@ class Study:
             The layer that ``all``, ``random:N`` and ``routed:top:N`` mean; negative ones count from
             the end.
         """
-        return self._by_routing(self._named, layer)
+        return self._settled(self._named, layer)
 
-    def _by_routing(self, spec: str, layer: int) -> str:
+    def _settled(self, spec: str, layer: int) -> str:
+        """A specification with what routing stands for written out."""
         from confreg.subjects import routing
 
-        if not routing.asks(spec):
+        if not routing.asked(spec):
             return spec
         layer = self.model.about.layer(layer)
         found = routing.expand(spec, layer, self.model.about, self._routed)
-        if layer not in self._routed:
-            self._unrouted.add(layer)
+        self._by_routing[layer] = max(routing.wanted(spec), self._by_routing.get(layer, 0))
         return found
 
-    def first(self) -> Routing | None:
-        """What must be measured before the neurons are known that ``--neurons`` asks for."""
+    def routing(self) -> Routing | None:
+        """What the text's routing has to say of the neurons that were asked for, if anything.
+
+        It is over the kept tokens of the text that the recipe reads; where it reads none, of the
+        run's text.
+        """
         from confreg.steps.routing import Routing
 
-        return Routing(self, sorted(self._unrouted)) if self._unrouted else None
+        if not self._by_routing:
+            return None
+        if self._read is None:
+            self._text(self._table())
+        assert self._read is not None
+        text = self._fed(self._read, "sample")
+        return Routing(self.model.about, text, self._by_routing, self._routed)
 
     def _answers(self, along: str | None) -> bool:
         """Whether the text has what a measure runs along, if it runs along anything."""
@@ -297,7 +307,8 @@ class Study:
         Parameters
         ----------
         layer : int
-            Which layer ``all`` and ``random:N`` mean; negative ones count from the end.
+            Which layer ``all``, ``random:N`` and ``routed:top:N`` mean; negative ones count from
+            the end.
         of : Network, optional
             Another model, whose whole layer is meant. It must have the study's tokens.
         name : str
@@ -317,7 +328,8 @@ class Study:
         if of is not None:
             self._check_tokens(of)
         if spec:
-            spec = self._by_routing(expand(spec, of or self.model), layer)
+            spec = expand(spec, of or self.model)
+            spec = self._settled(spec, layer) if of is None else spec
         else:
             spec = "all" if of is not None else self.named(layer)
         chosen = choose(spec, layer, about.n_layers, about.n_neurons, self.seed, about.banks)

@@ -19,6 +19,9 @@ import torch
 
 from .readout import MetaWeightError, neuron_directions, take
 
+SOME = 8192
+"""Neurons whose output weights are held at once."""
+
 
 class Routed:
     """The experts of one layer; stands where other layers have their down-projection's envoy.
@@ -165,8 +168,11 @@ class Routed:
     def adds(self, neurons):
         """What neurons (T, E·I + S) add to what the module returns, (T, d) float32."""
         neurons = neurons.nan_to_num(0.0)
-        some = (neurons != 0).any(0).nonzero()[:, 0]
-        return neurons[:, some].float() @ self.columns(some, neurons).to(neurons.device).float()
+        added = 0.0
+        for some in (neurons != 0).any(0).nonzero()[:, 0].split(SOME):
+            columns = self.columns(some, neurons).to(neurons.device).float()
+            added = added + neurons[:, some].float() @ columns
+        return added
 
     def biases(self):
         """What is added whatever the neurons are, (T, d) float32, once they were read."""

@@ -34,8 +34,8 @@ class Compared:
     Attributes
     ----------
     name : str
-        The part: ``"logits"``, ``"neurons"``, ``"scale"``, ``"causal"``, ``"exact"``,
-        ``"series"``, ``"heads"``.
+        The part: ``"logits"``, ``"neurons"``, ``"experts"``, ``"scale"``, ``"causal"``,
+        ``"exact"``, ``"series"``, ``"heads"``.
     what : str
         What was compared, or why nothing was.
     difference, largest : float

@@ -51,10 +51,15 @@ class Bank:
         expert = index // self.each
         return expert if expert < self.experts else -1
 
-    def share(self, index: int) -> float:
-        """At which share of all tokens a neuron is there, on average over the experts."""
-        routed = self.expert(index) >= 0 and self.per_token > 0
-        return self.per_token / self.experts if routed else 1.0
+    @property
+    def routed(self) -> int:
+        """Neurons of routed experts: they are the first."""
+        return self.experts * self.each
+
+    @property
+    def share(self) -> float:
+        """At which share of all tokens a routed expert's neuron is there, on average over them."""
+        return self.per_token / self.experts if self.experts and self.per_token else 1.0
 
     def bounds(self, expert: str) -> tuple[int, int] | None:
         """First neuron of an expert, named by its number or ``shared``, and how many it has.

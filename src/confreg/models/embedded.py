@@ -178,16 +178,15 @@ def ensure(alias: str, *, accept: bool = False) -> Path:
             f"accept before it is fetched: `confreg fetch {alias}` shows what it is and asks you."
         )
     try:
+        if target.is_dir():
+            _accept(alias, target)
+            return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
             dir=target.parent, prefix=f".{alias}-", ignore_cleanup_errors=True
         ) as scratch:
             folder = _convert(_fetch(model, alias, Path(scratch)), model, Path(scratch))
-            if model.terms:
-                (folder / ACCEPTED).write_text(
-                    f"{alias} is provided under and subject to the {model.terms.name} found at "
-                    f"{model.terms.url}, which the user accepted before it was fetched.\n"
-                )
+            _accept(alias, folder)
             _publish(folder, target)
     except OSError as error:
         raise ConfregError(
@@ -195,6 +194,15 @@ def ensure(alias: str, *, accept: bool = False) -> Path:
             f"Set CONFREG_CACHE to a folder with {model.gigabytes} GB free."
         ) from error
     return target
+
+
+def _accept(alias: str, folder: Path) -> None:
+    """Write down that the terms were accepted, where there are any."""
+    if terms := EMBEDDED[alias].terms:
+        (folder / ACCEPTED).write_text(
+            f"{alias} is provided under and subject to the {terms.name} found at {terms.url}, "
+            "which the user accepted.\n"
+        )
 
 
 def _publish(folder: Path, target: Path) -> None:

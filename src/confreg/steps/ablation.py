@@ -98,6 +98,7 @@ def ablation(
         uncut=(tokens.name,) if work.shared else (),
         name="effects",
         check=work.check,
+        effort=work.keeps() if work.routed else "",
         attributes=work.attributes(),
     )
     before = [] if to is None or work.shared else to.items
@@ -308,6 +309,10 @@ class _Ablation:
                 f"{'float32' if self.model.dtype != 'float32' else 'bfloat16'}, or look at the "
                 "checkpoint."
             )
+
+    def keeps(self) -> str:
+        """What is kept of experts' neurons, in words: most of a cube of them is empty."""
+        return "keeps the cube" if self.cube else "keeps sums over tokens in place of the cube"
 
     def along(self) -> list[Axis]:
         """Axes of what it gives that units do not cut."""

@@ -16,31 +16,60 @@ from confreg.subjects import routing
 from confreg.sweep.step import Step
 
 if TYPE_CHECKING:
+    from confreg.models import Description
     from confreg.progress import Progress
-    from confreg.study import Study
+    from confreg.subjects.neurons import NeuronAxis
     from confreg.subjects.routing import Order
+    from confreg.sweep.budget import Budget
     from confreg.sweep.place import Place
+    from confreg.tokens.axis import Text
 
 COUNT, SQUARES = "activation_count", "activation_sum_of_squares"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Routing:
-    """One pass over the run's text, up to some layers.
+    """One pass over a text, up to some layers.
 
     Attributes
     ----------
-    study : Study
-    layers : list of int
+    model : Description
+    text : Text
+    wanted : mapping of int to int
+        By layer, how many of its neurons.
+    order : mapping
+        What is known of them.
     """
 
-    study: Study
-    layers: list[int]
-    title: str = "routing"
+    model: Description
+    text: Text
+    wanted: Mapping[int, int]
+    order: Order
+
+    @property
+    def title(self) -> str:
+        """What it is called."""
+        return "routing"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it was measured."""
+        return all(layer in self.order for layer in self.wanted)
+
+    @property
+    def found(self) -> dict[str, list[int]]:
+        """What a store keeps of it, so that no run in it measures it again."""
+        return {str(layer): self.order[layer][:n].tolist() for layer, n in self.wanted.items()}
+
+    def kept(self, found: Mapping[str, list[int]]) -> Order | None:
+        """What a store has kept; None where that is of other layers, or of fewer neurons."""
+        order = {int(layer): np.array(index, np.int64) for layer, index in found.items()}
+        enough = all(len(order.get(layer, ())) == n for layer, n in self.wanted.items())
+        return order if enough else None
 
     def describe(self) -> str:
         """What is measured first, in words."""
-        layers = ", ".join(map(str, self.layers))
+        layers = ", ".join(map(str, sorted(self.wanted)))
         return (
             f"which neurons of layer {layers} are routed to most is found first, by one more pass "
             "of the text up to there"
@@ -52,8 +81,8 @@ class Routing:
         from confreg.sweep.run import Run
         from confreg.sweep.store import Store
 
-        axis = routing.candidates(self.layers, self.study.model.about)
-        plan = Plan(self.title, (self._step(axis),), place, {"routing": self.layers}, {})
+        axis = routing.candidates(sorted(self.wanted), self.model)
+        plan = Plan(self.title, (self._step(axis),), place, {self.title: sorted(self.wanted)}, {})
         with tempfile.TemporaryDirectory(prefix="confreg-") as folder:
             path = Path(folder) / "routing.zarr"
             store = Store.create(path, plan.configuration, plan.attributes)
@@ -61,23 +90,27 @@ class Routing:
                 Run(plan, store, progress).execute()
             return routing.ordered(axis, store.read(COUNT), store.read(SQUARES))
 
-    def _step(self, axis: Any) -> Step:
-        text = self.study.sample()
-        masks = {"activation": text.keep}
+    def _step(self, axis: NeuronAxis) -> Step:
+        masks = {"activation": self.text.keep}
 
         def unit(spans: Spans, stored: Mapping[str, np.ndarray]) -> Any:
-            return activation_unit(axis, text, spans, masks)
+            return activation_unit(axis, self.text, spans, masks)
 
-        said: Any = {"added_over": (text.name,)}
+        def most(budget: Budget) -> dict[str, int]:
+            # Activations of all neurons in float64, and their squares.
+            held = max(budget.memory // (32 * len(axis)), 1)
+            return {self.text.name: held if budget.dear else min(held, budget.tokens)}
+
+        said: Any = {"added_over": (self.text.name,)}
         return Step(
             activation_sums,
-            over=(axis, text),
+            over=(axis, self.text),
             gives=(
                 Variable(COUNT, ("neuron",), "kept tokens routed to it", dtype="int64", **said),
                 Variable("activation_sum", ("neuron",), "sum", dtype="float64", **said),
                 Variable(SQUARES, ("neuron",), "sum of squares", dtype="float64", **said),
             ),
             unit=unit,
-            most=lambda budget: {text.name: max(budget.memory // (32 * len(axis)), 1)},
-            name="routing",
+            most=most,
+            name=self.title,
         )

@@ -49,7 +49,7 @@ def expand(spec: str, network: Network) -> str:
 def _expanded(part: str, network: Network) -> str:
     if part.startswith("@"):
         found = of_file(part[1:], network.about)
-    elif routing.asks(part):
+    elif routing.asked(part):
         return part
     elif match := STORE.fullmatch(part):
         found = of_store(part, match, network)
@@ -83,7 +83,7 @@ def _of_lines(path: Path, model: Description) -> Neurons:
         if not said:
             continue
         where = f"line {number} of {str(path)!r}"
-        if said == "all" or "random:" in said:
+        if said == "all" or "random:" in said or routing.asked(said):
             raise ConfregError(f"--neurons: {where} names no neurons of its own: {said!r}.")
         try:
             found = choose(said, -1, model.n_layers, model.n_neurons, 0, model.banks)

@@ -68,8 +68,11 @@ class Neurons:
         """At which share of all tokens one is there, on average; 1 but for experts' neurons."""
         if not self.banks:
             return 1.0
-        pairs = zip(self.layer.tolist(), self.index.tolist())
-        return float(np.mean([self.banks[layer].share(i) for layer, i in pairs]))
+        routed, share = (
+            np.array([getattr(bank, name) for bank in self.banks])[self.layer]
+            for name in ("routed", "share")
+        )
+        return float(np.where(self.index < routed, share, 1.0).mean())
 
     @property
     def layers(self) -> list[int]:

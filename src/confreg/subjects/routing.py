@@ -18,14 +18,20 @@ from confreg.subjects.neurons import NeuronAxis, Neurons, neuron_axis
 if TYPE_CHECKING:
     from confreg.models import Description
 
-PART = "routed:top:"
+PART = re.compile(r"routed:top:([^:]*)")
 Order = Mapping[int, np.ndarray]
 """By layer: its neurons of routed experts, those first that are routed to most, (n,) int64."""
 
 
-def asks(spec: str) -> bool:
-    """Whether some part of a specification is about routing."""
-    return PART in spec
+def asked(spec: str) -> list[str]:
+    """The parts of a specification that are about routing."""
+    parts = (part.strip() for part in re.split("[,;]", spec))
+    return [part for part in parts if PART.fullmatch(part)]
+
+
+def wanted(spec: str) -> int:
+    """How many of a layer's neurons a specification asks for, at most; 0 where for none."""
+    return max((int(part.rpartition(":")[2]) for part in asked(spec)), default=0)
 
 
 def expand(spec: str, layer: int, model: Description, order: Order) -> str:
@@ -52,7 +58,7 @@ def expand(spec: str, layer: int, model: Description, order: Order) -> str:
 
 
 def _expanded(part: str, layer: int, model: Description, order: Order) -> str:
-    if not part.startswith(PART):
+    if not PART.fullmatch(part):
         return part
     bank = model.banks[layer] if model.banks else None
     if bank is None or not bank.experts:
@@ -61,7 +67,7 @@ def _expanded(part: str, layer: int, model: Description, order: Order) -> str:
             f"--neurons {part}: that is about routed experts, and layer {layer} of this model has "
             f"{has}."
         )
-    count, width = part.removeprefix(PART), bank.experts * bank.each
+    count, width = part.rpartition(":")[2], bank.routed
     if not re.fullmatch(r"[1-9][0-9]{0,8}", count) or int(count) > width:
         raise ConfregError(
             f"--neurons {part}: write routed:top:200, with a number from 1 to {width:,}, the "
@@ -73,7 +79,7 @@ def _expanded(part: str, layer: int, model: Description, order: Order) -> str:
 
 def candidates(layers: list[int], model: Description) -> NeuronAxis:
     """Every neuron of the routed experts of some layers, as an axis."""
-    widths = [model.banks[layer].experts * model.banks[layer].each for layer in layers]
+    widths = [model.banks[layer].routed for layer in layers]
     layer = np.repeat(np.array(layers, dtype=np.int64), widths)
     index = np.concatenate([np.arange(width) for width in widths])
     return neuron_axis(Neurons(layer, index, model.banks), model.n_neurons)

@@ -21,7 +21,10 @@ Value = str | int | float
 
 
 class First(Protocol):
-    """Something that has to be measured before it is known what an axis holds."""
+    """Something that has to be measured before it is known what an axis holds.
+
+    What it found belongs to the store's configuration, so that a run goes on with the same.
+    """
 
     @property
     def title(self) -> str:
@@ -30,6 +33,10 @@ class First(Protocol):
 
     def describe(self) -> str:
         """What is measured, in words."""
+        ...
+
+    def kept(self, found: Any) -> Any:
+        """The same as of `measure`, of what a store's configuration has; None if that is other."""
         ...
 
     def measure(self, place: Place, progress: Progress) -> Any:
@@ -153,7 +160,7 @@ class Plan:
             return said
         return (
             f"{said}, of which {size(empty)} where there is nothing: zeros and NaN, which compress "
-            "to next to nothing on disk but not in memory. --reduce token keeps sums over tokens"
+            "to next to nothing on disk, but not in memory"
         )
 
     def _worked_along(self) -> list[Axis | Later]:

@@ -474,6 +474,16 @@ def is_store(path: Path) -> bool:
         return False
 
 
+def configuration(path: Path) -> dict[str, Any]:
+    """What a store was made by; empty where there is no store, or it does not say."""
+    if not is_store(path):
+        seal.restore(path)
+    try:
+        return json.loads(str(open_root(path).attrs[CONFIGURATION]))
+    except (ConfregError, KeyError, ValueError):
+        return {}
+
+
 def is_blank(path: Path) -> bool:
     """Whether a store has no results yet: no unit of any step is done.
 

@@ -4,6 +4,8 @@ What changes nothing, as neurons of an expert at tokens that are routed elsewher
 of changing nothing, which are found once for all.
 """
 
+import itertools
+
 import torch
 
 from ..geometry import final_norm_change
@@ -12,9 +14,8 @@ from ..readout import take
 from .algebra import Directions, Unablated
 from .pairs import exact, exact_token
 
-FEW = 64
-"""Neurons of experts that are there at the same tokens are a chunk of their own if they are not
-fewer."""
+MANY = 64
+"""At least so many neurons that are there at the same tokens, as of one expert, are a chunk."""
 
 
 def close(tally, observed, pairs, approximate=False):
@@ -39,8 +40,8 @@ def close(tally, observed, pairs, approximate=False):
     slow = [e for e in effects if e not in fast]
     seen = observed.rows()
     chunks = observed.chunks(size_t)
-    still = torch.full((len(observed.positions), len(effects)), torch.nan)  # where nothing changes
-    centre, known = None, False
+    centre, still = None, torch.full((len(observed.positions), len(effects)), torch.nan)
+    has_still = False  # whether the effects of changing nothing were found
     if chunks and not slow:
         centre = torch.softmax(observed.logits(chunks[0]), -1).mean(0)
 
@@ -66,17 +67,17 @@ def close(tally, observed, pairs, approximate=False):
         directions = make_directions(observed, written, centre)
         same = delta == 0
         moves = (~same).any(0).cpu()
-        if same.any() and not known:
-            one, known = (directions.cut(1), weights[:1], written[:1]), True
+        if same.any() and not has_still:
             for tokens in chunks:
-                nothing = torch.zeros_like(delta[:1, tokens])
-                still[tokens] = found(*one, nothing, tokens)[0][0].cpu()
+                zero = torch.zeros_like(delta[:1, tokens])
+                values, _ = found(directions.cut(1), weights[:1], written[:1], zero, tokens)
+                still[tokens] = values[0].cpu()
+            has_still = True
         for tokens in moving(chunks, moves, size_t):
             moved = delta[:, tokens]
             values, unablated = found(directions, weights, written, moved, tokens)
-            if known:
-                nothing = still[tokens].to(values)
-                values = torch.where(same[:, tokens, None], nothing, values)
+            if has_still:
+                values = torch.where(same[:, tokens, None], still[tokens].to(values), values)
             tally.add(edits, tokens, values)
             mask = sampled(edits, tokens)
             if mask is not None:
@@ -92,14 +93,19 @@ def chunks_of_edits(observed, size, seen):
     index = getattr(observed.edits, "index", None)
     if index is None or observed.write is None or not observed.write.is_routed:
         return spans(len(observed.edits), size)
-    there = ~seen[:, index.to(seen.device)].isnan()
+    there = (~seen.isnan()).index_select(1, index.to(seen.device))
     others = (there[:, 1:] != there[:, :-1]).any(0).nonzero()[:, 0] + 1
-    found, start = [], 0
+    bounds, last = [0], 0
     for stop in [*others.tolist(), len(index)]:
-        if stop - start >= FEW or stop == len(index):
-            found += [slice(start + s.start, start + s.stop) for s in spans(stop - start, size)]
-            start = stop
-    return found
+        if stop - last >= MANY:
+            bounds += [last, stop]
+        last = stop
+    bounds = sorted({*bounds, len(index)})
+    return [
+        slice(start + some.start, start + some.stop)
+        for start, stop in itertools.pairwise(bounds)
+        for some in spans(stop - start, size)
+    ]
 
 
 def moving(chunks, moves, size):

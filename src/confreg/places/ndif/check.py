@@ -38,9 +38,8 @@ def check(profile: NdifProfile, model: str, asking: bool = False) -> list[Check]
     """
     found: list[Check] = []
     try:
-        for one in _look(
-            profile, model, asking
-        ):  # not `extend`: what was found before an error counts
+        # Not `extend`: what was found before an error counts.
+        for one in _look(profile, model, asking):
             found.append(one)
     except ConfregError as error:
         found.append(Check("server", False, str(error)))

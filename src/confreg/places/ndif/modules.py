@@ -17,7 +17,7 @@ import torch
 from confreg.checks import Check
 from confreg.errors import ConfregError
 from confreg.places.ndif.client import Client
-from confreg.places.ndif.faults import MissingModule
+from confreg.places.ndif.faults import DeadlineExceeded, Transient
 
 if TYPE_CHECKING:
     from confreg.models import Model
@@ -61,10 +61,10 @@ def judge(profile: NdifProfile, model: str) -> Check:
             Client(patient, loaded, Path(folder) / "jobs.jsonl") as client,
         ):
             there = ask(client.unit(name), list(here))
-    except MissingModule as error:
-        return Check(name, False, f"{error}")
-    except ConfregError as error:
+    except (DeadlineExceeded, Transient) as error:
         return Check(name, True, f"not known, since nothing answered in time: {error}")
+    except ConfregError as error:
+        return Check(name, False, str(error))
     return compare(here, there, f"confreg verify {model} --profile {profile.name}")
 
 

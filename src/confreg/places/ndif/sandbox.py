@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,13 @@ def refusal(step: Step) -> str:
     Those of routed experts lie in fused weights; those of shared experts and of ordinary MLPs are
     reached by calling modules.
     """
-    for neurons in _chosen(step):
+    if any(routed(neurons).any() for neurons in _found(step.also_reads)):
+        return (
+            f"{step.title}: it reads neurons of routed experts, whichever are chosen, and a "
+            "server's sandbox has no weights to read them from: run it here, or on a server "
+            "without a sandbox (-P sandbox=false)."
+        )
+    for neurons in _found([resolve(axis, None) for axis in axes_of(step)]):
         sealed = routed(neurons)
         if sealed.any():
             others = int(sealed.sum()) - 1
@@ -39,7 +45,7 @@ def refusal(step: Step) -> str:
 
 def routed(neurons: Neurons) -> np.ndarray:
     """Which neurons are of routed experts, (n,) bool."""
-    first = np.array([bank.experts * bank.each for bank in neurons.banks] or [0])
+    first = np.array([bank.routed for bank in neurons.banks] or [0])
     return neurons.index < first[neurons.layer if len(neurons.banks) else 0]
 
 
@@ -48,12 +54,11 @@ def _name(neurons: Neurons, number: int) -> str:
     return f"{layer}.{neurons.banks[layer].name(int(neurons.index[number]))}"
 
 
-def _chosen(step: Step) -> Iterator[Neurons]:
-    """All neurons that a step names: along its axes, in sets, and what it reads beside."""
+def _found(things: Iterable[Any]) -> Iterator[Neurons]:
+    """Neurons that axes, or sets along one, are of."""
     from confreg.subjects.neurons import Neurons
 
-    known: list[Any] = [resolve(axis, None) for axis in axes_of(step)]
-    for found in [*known, *step.also_reads]:
+    for found in things:
         while not isinstance(found, Neurons) and found is not None:
             found = getattr(found, "neurons", None)
         if found is not None:
