@@ -113,6 +113,9 @@ def test_parts_are_joined_in_order_and_acceptance_is_kept(
     (folder / embedded.ACCEPTED).unlink()  # a model without it is one that nobody accepted
     with pytest.raises(ConfregError, match="Terms of Nowhere"):
         models.describe("made-up")
+    cli.main(["fetch", "made-up", "--accept-licence"])  # what is there is not fetched again
+    assert (folder / embedded.ACCEPTED).is_file()
+    assert models.describe("made-up").revision == model.revision
 
 
 @pytest.mark.parametrize("answer", ["y", " Yes ", "n", "", None])

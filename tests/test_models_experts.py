@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from types import SimpleNamespace
 
 import declared
 import experts_oracle
@@ -20,6 +21,7 @@ import confreg
 from confreg import ConfregError, models
 from confreg import effects as fx
 from confreg.effects import Routed
+from confreg.effects.engines import closed
 from confreg.models import Model, verify
 from confreg.models.banks import Bank
 from confreg.models.experts import ROWS
@@ -170,6 +172,20 @@ def test_experts_with_many_neurons_are_evaluated_where_they_are(engine):
         elsewhere = whole[expert * 72 : expert * 72 + 72, ~routed]
         assert elsewhere.abs().max() < 1e-6
         assert (elsewhere == elsewhere[:1]).all(), "found once for all"
+
+
+def test_each_large_group_of_neurons_is_a_chunk():
+    """Ten neurons of expert 3, all 70 of expert 1, one each of two others, all 70 of expert 5."""
+    index = torch.tensor([*range(210, 220), *range(70, 140), 281, 5, *range(350, 420)])
+    seen = torch.zeros(6, 420)
+    for expert in range(6):
+        seen[expert, expert * 70 : expert * 70 + 70] = torch.nan
+    routed = SimpleNamespace(is_routed=True)
+    observed = SimpleNamespace(edits=fx.Replace(index), write=routed)
+    found = [(s.start, s.stop) for s in closed.chunks_of_edits(observed, 100, seen)]
+    assert found == [(0, 10), (10, 80), (80, 82), (82, 152)]
+    found = [(s.start, s.stop) for s in closed.chunks_of_edits(observed, 40, seen)]
+    assert found == [(0, 10), (10, 50), (50, 80), (80, 82), (82, 122), (122, 152)]
 
 
 OPTIONS = {

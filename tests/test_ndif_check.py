@@ -132,6 +132,13 @@ def test_a_server_that_cannot_find_a_module_says_which(fake, model):
     assert "has no module 'model.model.layers.1.mlp', which the request names" in sentence
 
 
+def test_a_request_that_failed_is_no_lack_of_time(fake, model):
+    fake.poll = lambda job, number: (200, status("ERROR", "TypeError: of another release"))
+    ok, sentence = ask(fake, model, THERE)["modules"]
+    assert not ok
+    assert "of another release" in sentence
+
+
 def test_paths_are_asked_for_only_where_that_can_tell(fake, model):
     deploy(fake, model)
     same = {c.name for c in check.check(profile(fake), model, asking=True)}

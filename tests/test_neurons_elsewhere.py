@@ -75,6 +75,7 @@ def test_a_file_names_neurons(checkpoint, words, tmp_path, name):
         ("a.txt", "2.48\n", r"line 1 of .*2\.48: a layer of this model has neurons 0 to 47"),
         ("a.txt", "# none\n", "names no neuron"),
         ("a.txt", "random:3\n", r"line 1 of .* names no neurons of its own"),
+        ("a.txt", "2.5\nrouted:top:3\n", r"line 2 of .* names no neurons of its own"),
         ("a.csv", "layer,neuron\n2,5\n", r"line 2 of .* has no field 'index'; it has 'layer'"),
         ("a.csv", "layer,index\n2,5\n2,x\n", r"line 3 of .* index is 'x', not a whole number"),
         ("a.csv", "layer,index\n2,5\n9,1\n", r"line 3 of .* names neuron 9\.1, and this model has"),
@@ -109,6 +110,8 @@ def test_the_first_of_an_earlier_run(base, checkpoint, words, run):
         planned(checkpoint, words, f"{base}:top:4:colour")
     with pytest.raises(ConfregError, match="There is no store"):
         planned(checkpoint, words, "nowhere.zarr:top:4:te")
+    with pytest.raises(ConfregError, match="There is no store 'routed'"):
+        planned(checkpoint, words, "routed:top:4:te")
     with pytest.raises(ConfregError, match="'x' is no number of neurons"):
         planned(checkpoint, words, f"{base}:top:x:te")
     with pytest.raises(ConfregError, match="has 48 neurons with that value"):
