@@ -18,7 +18,7 @@ from tracing import model_of
 from transformers import AutoModelForImageTextToText
 
 import confreg
-from confreg import ConfregError, models
+from confreg import ConfregError, models, report
 from confreg import effects as fx
 from confreg.effects import Routed
 from confreg.effects.engines import closed
@@ -477,10 +477,31 @@ def test_routing_is_of_routed_experts(checkpoint_of_experts, words, checkpoint):
 
     assert "one more pass" in dict(plan(checkpoint_of_experts, "routed:top:3").rows())["routing"]
     for spec in ("routed:top:0", "routed:top:49", "routed:top:", "routed:top:x"):
-        with pytest.raises(ConfregError, match="write routed:top:200, with a number from 1 to 48"):
+        with pytest.raises(ConfregError, match="takes a number from 1 to 48, which is how many"):
             plan(checkpoint_of_experts, spec)
     with pytest.raises(ConfregError, match="layer 2 of this model has no routed experts"):
         plan(checkpoint("llama"), "routed:top:3")
+    with pytest.raises(ConfregError, match="expert:3: this model has no experts"):
+        plan(checkpoint("llama"), "expert:3")
+    with pytest.raises(ConfregError, match="and no shared one"):
+        plan(checkpoint_of_experts, "expert:shared")
+
+
+def test_a_page_about_experts(checkpoint_of_experts, words, tmp_path):
+    """Underlined where neurons are there, and saying which tokens a mean is over."""
+    ds = run(
+        str(checkpoint_of_experts),
+        words,
+        tmp_path / "a.zarr",
+        neurons="expert:3",
+        activations=True,
+    )
+    assert ds["expert_index"].values.tolist() == list(range(8))
+    page = report.write(ds, tmp_path / "a.html").read_text()
+    assert "its mean over all tokens that are routed to it" in page
+    under = [float(value) for value in re.findall(r"--a:(-?[0-9.]+)", page)]
+    assert 0.05 < np.mean(np.array(under) != 0) < 0.9
+    assert max(map(abs, under)) == 1
 
 
 @pytest.mark.parametrize("architecture", ["deepseek_v3", "qwen2_moe"])

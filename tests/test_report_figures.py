@@ -118,3 +118,13 @@ def test_mediated_nats_are_worked_out(ds):
     assert less["te_mediated"].to_numpy() == pytest.approx(ds["te_mediated"].values)
     ds["te_mediated"][3] = np.nan
     assert "11.3" not in tables.ranked(tables.table(ds), "te_mediated")
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0021, 0.0034), (11.0, 12.4), (0.3, 0.3), (7.0, 19.0), (1e-4, 3.0)]
+)
+def test_every_logarithmic_axis_has_ticks(low, high):
+    axis = figures._log(np.array([low, high]))
+    inside = [tick for tick in axis["tickvals"] if low * 0.9 <= tick <= high * 1.1]
+    assert 1 < len(inside) < 10 or low == high
+    assert len(set(axis["ticktext"])) == len(axis["ticktext"])

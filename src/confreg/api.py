@@ -53,7 +53,10 @@ def run(recipe: str | Path | Recipe, **given: Any) -> xr.Dataset:
             plan = make_plan(found, options, parameters, plan, known)
         store = open_store(plan, path, options.overwrite)
         with plan.place.entered(path, plan.configuration, progress):
-            Run(plan, store, progress).execute()
+            work = Run(plan, store, progress)
+            work.execute()
+        if not work.changed:
+            progress.say(f"{str(path)!r} is finished already: nothing was computed.")
     ds = open(path)
     if not ds.attrs["complete"]:
         raise ConfregError(f"The store {str(path)!r} is not finished; run its command again.")

@@ -220,7 +220,7 @@ def write_parquet(tree: xr.DataTree, path: str | Path) -> Path:
     try:
         import pyarrow  # noqa: F401
     except ImportError:
-        raise ConfregError("Parquet needs pyarrow: pip install 'confreg[hf]'.") from None
+        raise ConfregError("Parquet needs pyarrow: pip install pyarrow.") from None
     path = Path(path).expanduser()
     frame = table(tree)
     with disk_errors(path):

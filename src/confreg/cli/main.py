@@ -31,6 +31,9 @@ RUN_EPILOG = """neurons:
   all                    every neuron of the recipe's layer (default)
   11.584,11.2378         by layer.index
   31:0-511               a range of one layer, both ends included
+  15.3.17,15.3.0-511     in mixtures of experts by layer.expert.index; 15.shared.7
+  expert:3               all of an expert of the recipe's layer; expert:shared
+  routed:top:200         of routed experts, those that most tokens of the text are routed to
   random:100             drawn with --seed from the recipe's layer
   @best.txt              of a file: lines of the above, or a table (.csv, .parquet, ...) with the
                          columns layer and index

@@ -93,7 +93,7 @@ def attach(network: Any, name: str | Path, model: str) -> None:
     import importlib.util
 
     if importlib.util.find_spec("peft") is None:
-        raise ConfregError('--adapter needs peft: python -m pip install "confreg[adapters]".')
+        raise ConfregError("--adapter needs peft: python -m pip install peft.")
     from nnsight.modeling import peft
 
     if getattr(network, "quantization_method", None) or any(

@@ -61,6 +61,10 @@ class Bank:
         """At which share of all tokens a routed expert's neuron is there, on average over them."""
         return self.per_token / self.experts if self.experts and self.per_token else 1.0
 
+    def own(self, index: int) -> int:
+        """A neuron's number in its expert."""
+        return int(self.name(index).rpartition(".")[2])
+
     def bounds(self, expert: str) -> tuple[int, int] | None:
         """First neuron of an expert, named by its number or ``shared``, and how many it has.
 
@@ -77,5 +81,5 @@ class Bank:
             return f"an ordinary MLP with neurons 0 to {self.each - 1}"
         words = f"experts 0 to {self.experts - 1}, each with neurons 0 to {self.each - 1}"
         if self.shared:
-            words += f", and a shared one with neurons 0 to {self.shared - 1}"
-        return words
+            return f"{words}, and a shared one with neurons 0 to {self.shared - 1}"
+        return f"{words}, and no shared one"

@@ -306,7 +306,8 @@ def limits_of(effects: np.ndarray) -> np.ndarray:
 
 def _around(value: float, activation: np.ndarray, seen: np.ndarray) -> np.ndarray:
     away = np.asarray(activation, dtype=float) - value
-    top = np.abs(away[seen]).max(initial=0.0)
+    size = np.abs(away[seen])
+    top = size[np.isfinite(size)].max(initial=0.0)  # experts' neurons are not there everywhere
     return np.nan_to_num(np.clip(away / (top or 1.0), -1, 1))
 
 

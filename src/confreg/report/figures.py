@@ -429,14 +429,28 @@ def _names(
 
 
 def _log(values: np.ndarray) -> dict[str, Any]:
-    """Return a logarithmic axis with ticks at powers of ten, at 1, 2, 5 if those are few."""
+    """Return a logarithmic axis with ticks at powers of ten, at 1, 2, 5 if those are few.
+
+    Values that lie too near each other for these have evenly spaced ticks.
+    """
     values = values[np.isfinite(values) & (values > 0)]
     if not len(values):
         return {"type": "log"}
     low, high = np.floor(np.log10([values.min(), values.max()])).astype(int)
     steps = (1,) if high - low > 2 else (1, 2, 5)
     ticks = [step * 10.0**power for power in range(low, high + 2) for step in steps]
+    if sum(values.min() <= tick <= values.max() for tick in ticks) < 2:
+        ticks = _even(float(values.min()), float(values.max()))
     return {"type": "log", "tickvals": ticks, "ticktext": [_tick(tick) for tick in ticks]}
+
+
+def _even(low: float, high: float) -> list[float]:
+    """Round numbers at equal distances, three to seven in all, from about low to about high."""
+    width = (high - low) or low
+    unit = 10.0 ** np.floor(np.log10(width))
+    step = next(unit * part for part in (0.2, 0.5, 1, 2) if width / (unit * part) <= 5)
+    count = range(int(np.floor(low / step)), int(np.ceil(high / step)) + 1)
+    return [float(f"{each * step:.6g}") for each in count if each > 0]
 
 
 def _tick(value: float) -> str:

@@ -306,7 +306,7 @@ def _ablation(ds: xr.Dataset) -> str:
     if kind == "bos":
         return f"attention heads ({ds.attrs.get('heads', 'chosen')}) attend to the first token only"
     if kind == "mean":
-        where = f"{over} tokens"
+        where = f"{over} tokens" + " that are routed to it" * ("expert" in ds.coords)
         if ds.attrs.get("mean_from"):
             where += f" of other text ({ds.attrs.get('mean_from_corpus', ds.attrs['mean_from'])})"
         if over == "first":

@@ -119,7 +119,7 @@ def write_netcdf(ds: xr.Dataset, path: str | Path) -> Path:
     try:
         import netCDF4  # noqa: F401
     except ImportError:
-        raise ConfregError("netCDF needs netCDF4: pip install 'confreg[netcdf]'.") from None
+        raise ConfregError("netCDF needs netCDF4: pip install netCDF4.") from None
     path = Path(path).expanduser()
     partial = path.with_name(f".{path.name}.partial")
     with disk_errors(path):

@@ -230,6 +230,7 @@ class _Ablation:
         found = []
         if self.cube:
             text = "change of the prediction against the unablated model"
+            text += "; 0 where a token is not routed to the neuron" * self.routed
             dims = (subject, "token", "effect")
             found.append(Variable("effects", dims, text, "see effect_units"))
         found += [

@@ -38,7 +38,9 @@ SAID = {
 def kept(study: Study, neuron: str = "neuron") -> Variable:
     """The variable ``activation``, of the type that ``--dtype-on-disk`` names."""
     dtype = study.options.dtype_on_disk
-    return Variable("activation", (neuron, "token"), SAID[dtype], dtype=dtype)
+    routed = "; of experts' neurons times the routing weight, NaN where a token is not routed there"
+    said = SAID[dtype] + routed * (study.model.about.n_experts > 1)
+    return Variable("activation", (neuron, "token"), said, dtype=dtype)
 
 
 def activations(study: Study, neurons: NeuronAxis, tokens: Text) -> Step:

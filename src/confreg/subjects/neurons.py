@@ -64,6 +64,12 @@ class Neurons:
         return np.array([self.banks[layer].expert(i) for layer, i in pairs], dtype=np.int32)
 
     @property
+    def of_expert(self) -> np.ndarray:
+        """The index of each in its expert, or ordinary MLP, (n,) int32."""
+        pairs = zip(self.layer.tolist(), self.index.tolist())
+        return np.array([self.banks[layer].own(i) for layer, i in pairs], dtype=np.int32)
+
+    @property
     def share(self) -> float:
         """At which share of all tokens one is there, on average; 1 but for experts' neurons."""
         if not self.banks:
@@ -119,10 +125,14 @@ def neuron_axis(neurons: Neurons, width: int, name: str = "neuron") -> NeuronAxi
         name: Label(neurons.names, f"neuron, as layer.{'expert.' if neurons.banks else ''}index"),
         f"{before}layer": Label(neurons.layer.astype(np.int32), "layer of the neuron, from 0"),
         f"{before}index": Label(
-            neurons.index.astype(np.int32), "index of the neuron in its layer, from 0"
+            neurons.index.astype(np.int32),
+            "index of the neuron in its layer, from 0"
+            + ", one expert after the other" * bool(neurons.banks),
         ),
     }
     if neurons.banks:
+        own = "index of the neuron in its expert, from 0"
+        labels[f"{before}expert_index"] = Label(neurons.of_expert, own)
         text = "routed expert of the neuron; -1: a shared expert's, -2: an ordinary MLP's"
         labels[f"{before}expert"] = Label(neurons.experts, text)
     layers = ", ".join(map(str, neurons.layers))
@@ -253,6 +263,8 @@ def _part(
         first = last = int(match[2])
     elif match := re.fullmatch(rf"(-?{_N}):({_N})(?:-({_N}))?", part):
         first, last = int(match[2]), int(match[3] or match[2])
+    elif not banks and re.fullmatch(rf"expert:({_N}|{SHARED})", part):
+        raise ConfregError(f"--neurons {part}: this model has no experts.")
     else:
         raise ConfregError(
             f"--neurons: {part!r} is not understood. Write {OF_EXPERTS if banks else GRAMMAR}."

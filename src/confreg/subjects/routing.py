@@ -70,8 +70,8 @@ def _expanded(part: str, layer: int, model: Description, order: Order) -> str:
     count, width = part.rpartition(":")[2], bank.routed
     if not re.fullmatch(r"[1-9][0-9]{0,8}", count) or int(count) > width:
         raise ConfregError(
-            f"--neurons {part}: write routed:top:200, with a number from 1 to {width:,}, the "
-            f"neurons of the routed experts of layer {layer}."
+            f"--neurons {part}: routed:top: takes a number from 1 to {width:,}, which is how many "
+            f"neurons the routed experts of layer {layer} have."
         )
     index = order.get(layer, np.arange(width))[: int(count)]
     return ",".join(Neurons(np.full_like(index, layer), index, model.banks).names.tolist())

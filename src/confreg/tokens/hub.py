@@ -66,8 +66,7 @@ def opener(source: str) -> Callable[[], Iterator[Placed]]:
     spec = parse(source)
     if find_spec("datasets") is None:
         raise ConfregError(
-            f"{source!r} needs the package datasets, which is not installed: "
-            'pip install "confreg[hf]".'
+            f"{source!r} needs the package datasets, which is not installed: pip install datasets."
         )
     return lambda: _stream(source, spec)
 

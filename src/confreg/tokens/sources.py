@@ -120,7 +120,7 @@ def read_sources(sources: Sequence[str]) -> Corpus:
     out, in sorted order. What can be read once only, as ``/dev/stdin``, is read at once and kept.
     ``confreg:questions`` and ``confreg:conflicts`` are prompts that confreg comes with, see
     docs/prompts.md. ``hf:dataset[/config][:split][#column]``
-    is streamed from the Hugging Face Hub and needs ``pip install "confreg[hf]"``.
+    is streamed from the Hugging Face Hub and needs ``pip install datasets``.
 
     Raises
     ------
