@@ -1,6 +1,5 @@
 """What every closed form works with: the tokens as they are, and what edits add to their logits."""
 
-import copy
 import math
 import threading
 
@@ -120,9 +119,8 @@ class Directions:
 
     def cut(self, count):
         """Those of the first edits."""
-        if count == len(self.u):
-            return self
-        found = copy.copy(self)
+        found = Directions.__new__(Directions)
+        found.scratch = self.scratch
         for name in ("u", "low", "high", "along", "at_frequency"):
             value = getattr(self, name)
             setattr(found, name, None if value is None else value[:count])

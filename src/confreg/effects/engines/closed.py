@@ -4,8 +4,6 @@ What changes nothing, as neurons of an expert at tokens that are routed elsewher
 of changing nothing, which are found once for all.
 """
 
-import itertools
-
 import torch
 
 from ..geometry import final_norm_change
@@ -100,12 +98,12 @@ def chunks_of_edits(observed, size, seen):
         if stop - last >= MANY:
             bounds += [last, stop]
         last = stop
-    bounds = sorted({*bounds, len(index)})
-    return [
-        slice(start + some.start, start + some.stop)
-        for start, stop in itertools.pairwise(bounds)
-        for some in spans(stop - start, size)
-    ]
+    found, start = [], 0
+    for stop in sorted({*bounds, len(index)}):
+        cuts = [*range(start, stop, size), stop]
+        found += [slice(*both) for both in zip(cuts, cuts[1:])]  # noqa: RUF007
+        start = stop
+    return found
 
 
 def moving(chunks, moves, size):
