@@ -237,9 +237,9 @@ def test_hub_names():
     )
 
 
-def test_without_datasets_the_extra_is_named(monkeypatch):
+def test_without_datasets_the_package_is_named(monkeypatch):
     monkeypatch.setattr(hub, "find_spec", lambda name: None)
-    with pytest.raises(ConfregError, match=r"confreg\[hf\]"):
+    with pytest.raises(ConfregError, match="pip install datasets"):
         tokens.read("hf:imdb")
 
 
@@ -318,7 +318,7 @@ def test_hub_failures_are_a_sentence(fake_hub, source, message):
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("datasets") is None, reason="the extra confreg[hf] is not installed"
+    importlib.util.find_spec("datasets") is None, reason="datasets is not installed"
 )
 def test_real_datasets_streams_a_folder(tmp_path, monkeypatch):
     (tmp_path / "local").mkdir()
