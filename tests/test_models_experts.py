@@ -419,7 +419,7 @@ def test_what_is_routed_to_most_is_found_once_for_a_store(
 
 
 def test_routing_is_over_what_the_recipe_keeps(checkpoint_of_experts, tmp_path):
-    model, chosen = str(checkpoint_of_experts), {}
+    model = str(checkpoint_of_experts)
     documents = [
         {"text": " ".join(f"w{i * j % 90}" for i in range(1, 17)), "kind": str(j % 2)}
         for j in range(1, 9)
@@ -445,7 +445,6 @@ def test_routing_is_over_what_the_recipe_keeps(checkpoint_of_experts, tmp_path):
         )
         assert kept > 0
         assert routed == every["routed_tokens"].max()
-        chosen[kind] = ds["neuron"].item()
 
 
 def test_a_plan_says_what_of_the_cube_is_empty(checkpoint_of_experts, words, tmp_path):

@@ -39,10 +39,8 @@ class Bank:
         """A neuron without its layer: ``3.17``, ``shared.17``, of an ordinary MLP ``17``."""
         if not self.experts:
             return str(index)
-        expert, own = divmod(index, self.each)
-        if expert < self.experts:
-            return f"{expert}.{own}"
-        return f"{SHARED}.{index - self.experts * self.each}"
+        expert = self.expert(index)
+        return f"{SHARED if expert < 0 else expert}.{self.own(index)}"
 
     def expert(self, index: int) -> int:
         """The routed expert of a neuron; -1 of the shared one, -2 of an ordinary MLP."""
@@ -62,8 +60,8 @@ class Bank:
         return self.per_token / self.experts if self.experts and self.per_token else 1.0
 
     def own(self, index: int) -> int:
-        """A neuron's number in its expert."""
-        return int(self.name(index).rpartition(".")[2])
+        """A neuron's number in its expert, or in an ordinary MLP."""
+        return index % self.each if index < self.routed else index - self.routed
 
     def bounds(self, expert: str) -> tuple[int, int] | None:
         """First neuron of an expert, named by its number or ``shared``, and how many it has.

@@ -70,15 +70,18 @@ class Neurons:
         return np.array([self.banks[layer].own(i) for layer, i in pairs], dtype=np.int32)
 
     @property
+    def routed(self) -> np.ndarray:
+        """Which are of routed experts, (n,) bool."""
+        first = np.array([bank.routed for bank in self.banks] or [0])
+        return self.index < first[self.layer if len(self.banks) else 0]
+
+    @property
     def share(self) -> float:
         """At which share of all tokens one is there, on average; 1 but for experts' neurons."""
         if not self.banks:
             return 1.0
-        routed, share = (
-            np.array([getattr(bank, name) for bank in self.banks])[self.layer]
-            for name in ("routed", "share")
-        )
-        return float(np.where(self.index < routed, share, 1.0).mean())
+        share = np.array([bank.share for bank in self.banks])[self.layer]
+        return float(np.where(self.routed, share, 1.0).mean())
 
     @property
     def layers(self) -> list[int]:

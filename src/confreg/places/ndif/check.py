@@ -11,7 +11,6 @@ from confreg.checks import TESTED, Check
 from confreg.errors import ConfregError
 from confreg.places.ndif.http import Server
 from confreg.places.ndif.identity import api_key
-from confreg.places.ndif.modules import judge
 from confreg.places.profiles import NdifProfile
 
 # What a difference between client and server means, by package.
@@ -55,12 +54,15 @@ def _look(profile: NdifProfile, model: str, asking: bool) -> Iterator[Check]:
         yield _key(server, key, profile)
         server.get("/connected")
         deployments = server.get("/status", seconds=70)["deployments"]
-        yield _model(deployments, model, profile)
+        running = _running(deployments, model)
+        yield _model(deployments, running, model, profile)
         there = server.get("/env", seconds=70)
         versions = list(_versions(there))
         yield from versions
-        readable = all(one.ok for one in versions) and _running(deployments, model)
+        readable = running and all(one.ok for one in versions)
         if asking and readable and _differs("transformers", there):
+            from confreg.places.ndif.modules import judge  # it takes torch and nnsight
+
             yield judge(profile, model)
     finally:
         server.close()
@@ -99,10 +101,14 @@ def _running(deployments: Deployments, model: str) -> list[Mapping[str, Any]]:
     return [d for d in found if d.get("application_state") == "RUNNING"]
 
 
-def _model(deployments: Deployments, model: str, profile: NdifProfile) -> Check:
-    found = _deployed(deployments, model)
-    running = _running(deployments, model)
+def _model(
+    deployments: Deployments,
+    running: list[Mapping[str, Any]],
+    model: str,
+    profile: NdifProfile,
+) -> Check:
     if not running:
+        found = _deployed(deployments, model)
         state = found[0].get("application_state", "known") if found else "not deployed"
         sentence = f"{state}; the server deploys it when it is first asked for, if it can"
         return Check(model, True, sentence)

@@ -25,10 +25,6 @@ class Interrupted(ConfregError):
     """The run was told to stop while a job was awaited."""
 
 
-class MissingModule(ConfregError):
-    """The server's model lacks a module that the request names."""
-
-
 class BlockFailed(ConfregError):
     """The recipe's own block raised an exception on the server.
 
@@ -99,7 +95,7 @@ def job_failure(description: str, meta: Mapping[str, Any] | None, model: str) ->
             "`confreg doctor`, or name one of the models that the server already runs."
         )
     if missing := _MISSING.search(description):
-        return MissingModule(
+        return ConfregError(
             f"The server's {model} has no module {missing[1]!r}, which the request names: its "
             "transformers builds the model otherwise than yours. Install the server's here "
             "(`confreg doctor` names it)."

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from confreg.sweep.layout import resolve
 from confreg.sweep.plan import axes_of
 
@@ -21,17 +19,17 @@ def refusal(step: Step) -> str:
     Those of routed experts lie in fused weights; those of shared experts and of ordinary MLPs are
     reached by calling modules.
     """
-    if any(routed(neurons).any() for neurons in _found(step.also_reads)):
+    if any(neurons.routed.any() for neurons in _found(step.also_reads)):
         return (
             f"{step.title}: it reads neurons of routed experts, whichever are chosen, and a "
             "server's sandbox has no weights to read them from: run it here, or on a server "
             "without a sandbox (-P sandbox=false)."
         )
     for neurons in _found([resolve(axis, None) for axis in axes_of(step)]):
-        sealed = routed(neurons)
+        sealed = neurons.routed
         if sealed.any():
             others = int(sealed.sum()) - 1
-            which = _name(neurons, int(sealed.argmax())) + f" and {others:,} more" * (others > 0)
+            which = neurons.names[sealed.argmax()] + f" and {others:,} more" * (others > 0)
             are = "are neurons" if others else "is a neuron"
             return (
                 f"{step.title}: {which} {are} of routed experts, whose weights are read where they "
@@ -41,17 +39,6 @@ def refusal(step: Step) -> str:
                 "server without a sandbox (-P sandbox=false)."
             )
     return ""
-
-
-def routed(neurons: Neurons) -> np.ndarray:
-    """Which neurons are of routed experts, (n,) bool."""
-    first = np.array([bank.routed for bank in neurons.banks] or [0])
-    return neurons.index < first[neurons.layer if len(neurons.banks) else 0]
-
-
-def _name(neurons: Neurons, number: int) -> str:
-    layer = int(neurons.layer[number])
-    return f"{layer}.{neurons.banks[layer].name(int(neurons.index[number]))}"
 
 
 def _found(things: Iterable[Any]) -> Iterator[Neurons]:
