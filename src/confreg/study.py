@@ -343,15 +343,14 @@ class Study:
         ConfregError
             Neurons that do not exist.
         """
-        from confreg.subjects.neurons import Neurons, neuron_axis
+        from confreg.subjects.neurons import first_of, neuron_axis
 
         if self.options.neurons != "all":
             return self.neurons()
         about = self.model.about
-        widths = [about.width(layer) for layer in range(about.n_layers)]
-        layer = np.repeat(np.arange(about.n_layers), widths)
-        index = np.concatenate([np.arange(width) for width in widths])
-        return neuron_axis(Neurons(layer, index, about.banks), about.n_neurons)
+        layers = range(about.n_layers)
+        every = first_of(layers, [about.width(layer) for layer in layers], about.banks)
+        return neuron_axis(every, about.n_neurons)
 
     def _check_tokens(self, other: Network) -> None:
         mine, theirs = self.model.about.tokenizer, other.about.tokenizer

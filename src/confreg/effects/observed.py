@@ -131,9 +131,9 @@ class Observed:
         return {name: value for name, value in found.items() if value is not None}
 
 
-def spans(length, size):
-    """Slices of at most ``size`` that cover ``length``."""
-    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+def spans(stop, size, start=0):
+    """Slices of at most ``size`` from ``start`` to ``stop``."""
+    return [slice(at, min(at + size, stop)) for at in range(start, stop, size)]
 
 
 def unedited(effects, counted):

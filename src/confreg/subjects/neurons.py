@@ -156,6 +156,12 @@ def neuron_axis(neurons: Neurons, width: int, name: str = "neuron") -> NeuronAxi
     )
 
 
+def first_of(layers: Sequence[int], counts: Sequence[int], banks: Sequence[Bank] = ()) -> Neurons:
+    """The first so many neurons of each of some layers."""
+    layer = np.repeat(np.asarray(layers, dtype=np.int64), counts)
+    return Neurons(layer, np.concatenate([np.arange(count) for count in counts]), banks)
+
+
 def replacing(neurons: Neurons, start: int, stop: int) -> Replace:
     """Edits that replace a span of neurons of one layer, by values that are not said yet."""
     import torch

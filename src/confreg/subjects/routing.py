@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from confreg.errors import ConfregError
-from confreg.subjects.neurons import NeuronAxis, Neurons, neuron_axis
+from confreg.subjects.neurons import NeuronAxis, Neurons, first_of, neuron_axis
 
 if TYPE_CHECKING:
     from confreg.models import Description
@@ -79,10 +79,8 @@ def _expanded(part: str, layer: int, model: Description, order: Order) -> str:
 
 def candidates(layers: list[int], model: Description) -> NeuronAxis:
     """Every neuron of the routed experts of some layers, as an axis."""
-    widths = [model.banks[layer].routed for layer in layers]
-    layer = np.repeat(np.array(layers, dtype=np.int64), widths)
-    index = np.concatenate([np.arange(width) for width in widths])
-    return neuron_axis(Neurons(layer, index, model.banks), model.n_neurons)
+    counts = [model.banks[layer].routed for layer in layers]
+    return neuron_axis(first_of(layers, counts, model.banks), model.n_neurons)
 
 
 def ordered(axis: NeuronAxis, count: np.ndarray, squares: np.ndarray) -> Order:

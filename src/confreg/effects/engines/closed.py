@@ -100,8 +100,7 @@ def chunks_of_edits(observed, size, seen):
         last = stop
     found, start = [], 0
     for stop in sorted({*bounds, len(index)}):
-        cuts = [*range(start, stop, size), stop]
-        found += [slice(*both) for both in zip(cuts, cuts[1:])]  # noqa: RUF007
+        found += spans(stop, size, start)
         start = stop
     return found
 
