@@ -90,6 +90,13 @@ def test_nothing_is_fetched_before_the_terms_are_accepted(index, tmp_path, monke
     assert not in_cache(tmp_path)
 
 
+def test_an_alias_that_is_none_is_said(index, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["fetch", "nothing"])
+    assert ended.value.code == 2
+    assert "no alias 'nothing' to fetch; there are" in capsys.readouterr().err
+
+
 def test_parts_are_joined_in_order_and_acceptance_is_kept(
     index, tmp_path, monkeypatch, capsys, network
 ):

@@ -21,8 +21,12 @@ def fetch(alias: str, *, accept: bool) -> None:
     Raises
     ------
     ConfregError
-        The terms were not accepted, or the model cannot be fetched.
+        There is no such alias, the terms were not accepted, or the model cannot be fetched.
     """
+    if alias not in embedded.EMBEDDED:
+        raise ConfregError(
+            f"There is no alias {alias!r} to fetch; there are {', '.join(embedded.EMBEDDED)}."
+        )
     model = embedded.EMBEDDED[alias]
     print(f"{alias}: {model.title}; licence: {model.licence}")
     if not embedded.is_here(alias):

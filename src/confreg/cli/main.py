@@ -298,13 +298,11 @@ def _add_lists(commands: Any) -> None:
 
 
 def _add_fetch(commands: Any) -> None:
-    from confreg.models.embedded import EMBEDDED
-
     parser = _command(
         commands, "fetch", _fetch, "fetch a model that has an alias, and ask for its licence",
         "A model without terms to accept is fetched by the first run that names it.",
     )  # fmt: skip
-    parser.add_argument("alias", metavar="ALIAS", choices=list(EMBEDDED), help=", ".join(EMBEDDED))
+    parser.add_argument("alias", metavar="ALIAS", help="as `confreg models` lists them")
     parser.add_argument(
         "--accept-licence", action="store_true",
         help="you accept the terms that the model comes under: no question is asked",
