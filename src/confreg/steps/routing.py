@@ -6,14 +6,12 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from confreg.axes import Spans, Variable
-from confreg.steps.values import activation_sums, activation_unit
+from confreg.steps.values import summing
 from confreg.subjects import routing
-from confreg.sweep.step import Step
 
 if TYPE_CHECKING:
     from confreg.models import Description
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from confreg.subjects.routing import Order
     from confreg.sweep.budget import Budget
     from confreg.sweep.place import Place
+    from confreg.sweep.step import Step
     from confreg.tokens.axis import Text
 
 COUNT, SQUARES = "activation_count", "activation_sum_of_squares"
@@ -91,26 +90,9 @@ class Routing:
             return routing.ordered(axis, store.read(COUNT), store.read(SQUARES))
 
     def _step(self, axis: NeuronAxis) -> Step:
-        masks = {"activation": self.text.keep}
-
-        def unit(spans: Spans, stored: Mapping[str, np.ndarray]) -> Any:
-            return activation_unit(axis, self.text, spans, masks)
-
         def most(budget: Budget) -> dict[str, int]:
             # Activations of all neurons in float64, and their squares.
             held = max(budget.memory // (32 * len(axis)), 1)
             return {self.text.name: held if budget.dear else min(held, budget.tokens)}
 
-        said: Any = {"added_over": (self.text.name,)}
-        return Step(
-            activation_sums,
-            over=(axis, self.text),
-            gives=(
-                Variable(COUNT, ("neuron",), "kept tokens routed to it", dtype="int64", **said),
-                Variable("activation_sum", ("neuron",), "sum", dtype="float64", **said),
-                Variable(SQUARES, ("neuron",), "sum of squares", dtype="float64", **said),
-            ),
-            unit=unit,
-            most=most,
-            name=self.title,
-        )
+        return summing(axis, self.text, {"activation": self.text.keep}, self.title, most)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from confreg.models.network import Network
     from confreg.study import Study
     from confreg.subjects.neurons import NeuronAxis
+    from confreg.sweep.budget import Budget
     from confreg.tokens.axis import Text
 
 GRAMMAR = "mean | zero | p5 (a percentile, 0 to 100) | a number"
@@ -247,24 +248,7 @@ def _moments(
         if not mask.any():
             raise ConfregError(f"A mean over tokens ({name}) has no token to be over.")
 
-    def unit(spans: Spans, stored: Mapping[str, np.ndarray]) -> Any:
-        return activation_unit(neurons, tokens, spans, masks)
-
-    added: Any = {"dtype": "float64", "added_over": (tokens.name,), "kept": False}
-    sums = [
-        Variable(f"{name}_sum{power}", ("neuron",), "sum of the activation's powers", **added)
-        for name in masks
-        for power in ("", "_of_squares")
-    ]
-    whole: Any = {"dtype": "int64", "added_over": (tokens.name,), "kept": False}
-    counts = [
-        Variable(f"{name}_count", ("neuron",), "tokens at which there is an activation", **whole)
-        for name in masks
-    ]
-    step = Step(
-        activation_sums, over=(neurons, tokens), gives=(*sums, *counts), unit=unit,
-        name="ablation values",
-    )  # fmt: skip
+    step = summing(neurons, tokens, masks, "ablation values")
     gives = [VALUE] if "activation" in masks else []
     if spread:
         gives.append(DEVIATION)
@@ -290,6 +274,39 @@ def _moments(
         return found
 
     return [step, Derivation(ablation_values, tuple(gives))]
+
+
+def summing(
+    neurons: NeuronAxis,
+    tokens: Text,
+    masks: Mapping[str, np.ndarray],
+    name: str,
+    most: Callable[[Budget], Mapping[str, int]] | None = None,
+) -> Step:
+    """Sums of activations over the tokens of each mask, of their squares, and how many there are.
+
+    Gives, hidden, ``{mask}_sum``, ``{mask}_sum_of_squares`` and ``{mask}_count (neuron)``.
+    ``name`` and ``most`` are the step's.
+    """
+
+    def unit(spans: Spans, stored: Mapping[str, np.ndarray]) -> Any:
+        return activation_unit(neurons, tokens, spans, masks)
+
+    added: Any = {"dtype": "float64", "added_over": (tokens.name,), "kept": False}
+    sums = [
+        Variable(f"{mask}_sum{power}", ("neuron",), "sum of the activation's powers", **added)
+        for mask in masks
+        for power in ("", "_of_squares")
+    ]
+    whole = added | {"dtype": "int64"}
+    counts = [
+        Variable(f"{mask}_count", ("neuron",), "tokens at which there is an activation", **whole)
+        for mask in masks
+    ]
+    return Step(
+        activation_sums, over=(neurons, tokens), gives=(*sums, *counts), unit=unit, most=most,
+        name=name,
+    )  # fmt: skip
 
 
 def _mean(ds: xr.Dataset, name: str, mask: np.ndarray, routed: bool) -> np.ndarray:
