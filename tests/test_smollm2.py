@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import oracle
 import pytest
+import run_oracle
 import torch
 
 import confreg
@@ -39,16 +39,7 @@ def runs(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def truth(model, runs):
-    ds = runs["forward"]
-    judge = oracle.Oracle(model.nn._module, torch.float32)
-    ids = torch.from_numpy(ds["token_id"].values)[None]
-    values = torch.from_numpy(ds["ablation_value"].values)
-    parts = [
-        judge.ablate(ids, 29, [int(n) for n in some], values[i : i + 4]).effects
-        for i in range(0, NEURONS, 4)
-        for some in [ds["index"].values[i : i + 4]]
-    ]
-    return {name: torch.cat([p[name] for p in parts]).numpy() for name in parts[0]}
+    return run_oracle.truth_of(model, runs["forward"], 29, 4)
 
 
 @pytest.mark.slow
@@ -56,11 +47,7 @@ def truth(model, runs):
 def test_every_engine_agrees_with_the_oracle(runs, truth, engine):
     ds = runs[engine]
     assert ds["effects"].shape[:2] == (NEURONS, TOKENS)
-    for name in ("loss_total", "loss_direct", "entropy_total", "entropy_direct"):
-        found = ds["effects"].sel(effect=name).values
-        np.testing.assert_array_equal(np.isnan(found), np.isnan(truth[name]))
-        np.testing.assert_allclose(found, truth[name], atol=1e-4, err_msg=name)
-        assert np.nanmax(np.abs(truth[name])) > 0.1, "effects that are there to be missed"
+    run_oracle.assert_agrees(ds, truth)
 
 
 def test_engines_agree_on_the_likeliest_token(runs):
