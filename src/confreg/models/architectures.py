@@ -189,6 +189,14 @@ class Architecture:
         """Path from a layer of the norm whose output the MLP is given; None where there is none."""
         return self.norm_before(config) if callable(self.norm_before) else self.norm_before
 
+    def of_a_layer(self, config: Any) -> list[str]:
+        """Paths from a layer of all modules that are named, in order."""
+        named = {
+            self.down_projection, self.plain, self.shared, self.shared_gate, self.attention_out,
+            self.post_norm, self.up, self.gate, self.scaled_sum, self.before_mlp(config),
+        }  # fmt: skip
+        return sorted(filter(None, named))
+
     def has_heads(self, config: Any) -> list[bool]:
         """Which layers have attention heads that can be told apart, of each."""
         return [there and self.attention_out is not None for there in self.attends(config)]

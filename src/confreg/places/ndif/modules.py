@@ -25,18 +25,6 @@ if TYPE_CHECKING:
 
 PATIENCE = 120.0
 """Seconds that the answer may take."""
-OF_A_LAYER = (
-    "down_projection",
-    "plain",
-    "shared",
-    "shared_gate",
-    "attention_out",
-    "post_norm",
-    "up",
-    "gate",
-    "scaled_sum",
-)
-"""What of a row are paths from a layer."""
 
 
 def judge(profile: NdifProfile, model: str) -> Check:
@@ -71,9 +59,8 @@ def judge(profile: NdifProfile, model: str) -> Check:
 def named(model: Model) -> dict[str, str]:
     """Paths of the modules that requests name, with their classes, as they are here."""
     row, config = model.description.row, model.description.config
-    parts = {getattr(row, each) for each in OF_A_LAYER} | {row.before_mlp(config)}
     layers = [f"{row.layers}.{layer}" for layer in range(model.n_layers)]
-    inside = [f"{layer}.{part}" for layer in layers for part in sorted(filter(None, parts))]
+    inside = [f"{layer}.{part}" for layer in layers for part in row.of_a_layer(config)]
     known = dict(model.nn._module.named_modules(remove_duplicate=False))
     paths = [*layers, *inside, row.final_norm, row.unembedding]
     return {path: type(known[path]).__name__ for path in paths if path in known}
