@@ -153,7 +153,7 @@ def test_means_over_other_text(run, words, tmp_path, recipe):
     more = {"random_sets": 2, "deviations": "1"} if recipe == "group_ablation" else {}
     ds = run(recipe, neurons="2.3,2.9", mean_from=str(file), **more).load()
     seen = activations(zoo.tiny("llama")[0], sequences(other))[:, ds["index"].values]
-    np.testing.assert_allclose(ds["ablation_value"], seen.mean(0), atol=1e-5)
+    np.testing.assert_allclose(ds["ablation_value"], seen.mean(0), rtol=1e-5, atol=1e-5)
     own = run(recipe, neurons="2.3,2.9", **more)["ablation_value"].sel(neuron=["2.3", "2.9"])
     at = [ds["neuron"].values.tolist().index(name) for name in ("2.3", "2.9")]
     assert np.abs(own.values - seen.mean(0).numpy()[at]).max() > 0.01
@@ -162,7 +162,7 @@ def test_means_over_other_text(run, words, tmp_path, recipe):
     assert "other.jsonl" in ds.attrs["mean_from_corpus"]
     if more:
         spread = seen.std(0, correction=0)
-        np.testing.assert_allclose(ds["activation_deviation"], spread, atol=1e-5)
+        np.testing.assert_allclose(ds["activation_deviation"], spread, rtol=1e-5, atol=1e-5)
 
 
 def test_means_of_an_earlier_run(run, base, words, tmp_path):

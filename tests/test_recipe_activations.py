@@ -102,7 +102,7 @@ def test_activations_are_kept_in_half_the_room_and_the_error_is_what_is_said(
         np.testing.assert_array_equal(half[name], whole[name])
     seen = plain("llama", whole, 1)[:, :6]
     kept = whole["activation"].values[:6, whole["keep"].values].T
-    np.testing.assert_allclose(kept, seen, atol=1e-5)
+    np.testing.assert_allclose(kept, seen, rtol=1e-5, atol=1e-5)
     # Correlations of stores in float16, whose squares would not fit it, are right.
     found = confreg.match(half.sel(neuron=half["layer"] == 1), half.sel(neuron=half["layer"] == 1))
     np.testing.assert_allclose(found["match_correlation"], 1, atol=1e-6)

@@ -369,6 +369,6 @@ def test_the_norm_scale_is_an_effect_of_neurons_too(checkpoint, words, tmp_path)
         return hidden
 
     change = judge.scale(ids, {judge.down.format(2): replaced}) - judge.scale(ids)
-    np.testing.assert_allclose(ds["effects"].values.ravel(), change[0], atol=1e-5)
+    np.testing.assert_allclose(ds["effects"].values.ravel(), change[0], rtol=1e-5, atol=1e-5)
     with pytest.raises(ConfregError, match="reads effects off logits"):
         confreg.plan(tmp_path / "scales.py", engine="exact", **options)

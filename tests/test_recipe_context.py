@@ -47,7 +47,7 @@ def test_tokens_above_the_mean_are_the_oracle_s(checkpoint, words, tmp_path, arc
     active = torch.cat([judge.activations(ids, layer).flatten(0, -2) for ids in texts])
     active = active[:, NEURONS].T
     mean = active.mean(1)
-    np.testing.assert_allclose(ds["mean_activation"], mean, atol=1e-5)
+    np.testing.assert_allclose(ds["mean_activation"], mean, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(ds["activation"], active, atol=1e-4)
     above = (active > mean[:, None]).numpy()
     clear = (active - mean[:, None]).abs().numpy() > 1e-4

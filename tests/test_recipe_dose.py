@@ -98,7 +98,7 @@ def test_curves_are_the_oracle_s(checkpoint, words, architecture, values, engine
                 np.testing.assert_allclose(response, expected.mean(), atol=1e-4)
             if curve == "chosen-1":
                 own = ds["fixed_to"].sel(neuron=f"{layer}.30")[at]
-                np.testing.assert_allclose(own, constants[0], atol=1e-5)
+                np.testing.assert_allclose(own, constants[0], rtol=1e-5, atol=1e-5)
 
 
 def test_doing_nothing_does_nothing(checkpoint, words):

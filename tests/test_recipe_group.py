@@ -41,8 +41,8 @@ def test_sets_are_the_oracle_s(checkpoint, words, tmp_path, architecture, engine
     active = torch.cat([judge.activations(ids, layer).flatten(0, -2) for ids in texts])
     mean, spread = active.mean(0), active.std(0, correction=0)
     index = ds["index"].values
-    np.testing.assert_allclose(ds["ablation_value"], mean[index], atol=1e-5)
-    np.testing.assert_allclose(ds["activation_deviation"], spread[index], atol=1e-5)
+    np.testing.assert_allclose(ds["ablation_value"], mean[index], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ds["activation_deviation"], spread[index], rtol=1e-5, atol=1e-5)
     assert ds.sizes["set"] == 2 * 2 * 2
     for i, label in enumerate(ds["set"].values):
         members = index[ds["member"].values[i]]

@@ -58,6 +58,7 @@ class Journal:
         self._open: dict[str, list[Job]] = {}
         self._up: dict[str, tuple[int, float]] = {}
         self._costs: dict[str, Cost] = {}
+        self._torn = False
         for record in self._read():
             with contextlib.suppress(KeyError, TypeError):  # a line that is not one of ours
                 self._apply(record)
@@ -121,26 +122,23 @@ class Journal:
         record = {"at": round(time.time(), 3), **record}
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            line = json.dumps(record).encode() + b"\n"
+            line = b"\n" * self._torn + json.dumps(record).encode() + b"\n"
+            self._torn = True
             with self.path.open("ab", buffering=0) as file:
-                # A process that was killed while writing leaves half a line: begin a new one.
-                if file.tell() and not self._ends_with_newline():
-                    line = b"\n" + line
-                file.write(line)  # at once, so that two journals of one file mix no lines
+                # At once, so that two journals of one file mix no lines.
+                self._torn = file.write(line) < len(line)
                 os.fsync(file.fileno())
             self._apply(record)
         return record
-
-    def _ends_with_newline(self) -> bool:
-        with self.path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) == b"\n"
 
     def _read(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
         records = []
-        for line in self.path.read_bytes().splitlines():
+        text = self.path.read_bytes()
+        # A process that was killed while writing leaves half a line: the next one begins anew.
+        self._torn = bool(text) and not text.endswith(b"\n")
+        for line in text.splitlines():
             try:
                 records.append(json.loads(line))
             except ValueError:  # half a line
