@@ -2,7 +2,10 @@
 # make test   ruff, the type checker, and every test
 # make quick  the tests that need no server, no browser and no real model: a few minutes
 # Each sets up what it needs in .venv; PYTHON chooses the interpreter.
+# WORKERS processes share the tests, a file each at a time: one server, one browser, many models.
 PYTHON ?= python3
+WORKERS ?= 2
+PYTEST := .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
 BIN := .venv/bin
 READY := .venv/ready
 
@@ -13,10 +16,10 @@ demo: $(READY)
 	$(BIN)/confreg report runs/demo.zarr -o runs/demo.html
 
 test: $(READY) lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 quick: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not remote and not model"
+	$(PYTEST) -m "not slow and not remote and not model"
 
 lint: $(READY)
 	$(BIN)/ruff check .
