@@ -315,7 +315,11 @@ def _facts(model: Network, profile: Any) -> list[tuple[str, str]]:
     if model.is_language_model:
         about = model.about
         said = f"{about.name} ({about.architecture}, {size(about.bytes)} of weights)"
-    return [("model", said), ("profile", f"{profile.name}: {profile.description}")]
+    return [
+        ("model", said),
+        *([("adapter", model.adapter)] if model.adapter else []),
+        ("profile", f"{profile.name}: {profile.description}"),
+    ]
 
 
 def _first(plan: Plan, path: Path, options: Options, progress: Progress) -> Any:

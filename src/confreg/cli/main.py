@@ -25,6 +25,12 @@ EPILOG = """examples:
   confreg report runs/demo.zarr -o runs/demo.html
 
 Every command explains itself: confreg run --help
+
+environment:
+  HF_HOME, HF_TOKEN      models and data of the Hub: where they are kept, and your key
+  CONFREG_CACHE          where models with an alias, verifications and NDIF servers are kept
+                         (default: confreg in the user's cache, as ~/.cache/confreg)
+  NDIF_API_KEY           your key to an NDIF server that asks for one
 """
 
 RUN_EPILOG = """neurons:

@@ -488,10 +488,12 @@ def _colour(ds: xr.Dataset, frame: pd.DataFrame) -> dict[str, Any]:
         ticks = {"tickvals": ends, "ticktext": [f"layer {end}" for end in ends]}
         return {"color": layer.to_numpy(), "colorscale": LAYERS, "colorbar": bar | ticks}
     if "mediated" in frame and np.isfinite(frame["mediated"]).any():
-        top = _top(frame)
-        ticks = {"tickvals": [0, top], "ticktext": ["0", f"{100 * top:.0f} % mediated"]}
+        share, top = np.nan_to_num(frame["mediated"].to_numpy()), _top(frame)
+        least, most = "≤ " * bool((share < 0).any()), "≥ " * bool((share > top).any())
+        ends = [f"{least}0", f"{most}{100 * top:.0f} % mediated"]
+        ticks = {"tickvals": [0, top], "ticktext": ends}
         return {
-            "color": np.nan_to_num(frame["mediated"].to_numpy()),
+            "color": share,
             "colorscale": SHARES,
             "cmin": 0,
             "cmax": top,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -164,6 +164,8 @@ def heat_map(ds: xr.Dataset, name: str, found: Grid | None = None) -> go.Figure:
     figure = go.Figure()
     for layer, (text, unit) in enumerate(layers(ds, name, at)):
         cells = found.cells[:, :, layer]
+        colours = _colours(cells)
+        beyond = _beyond(cells, colours)
         figure.add_trace(
             go.Heatmap(
                 z=cells.astype(np.float32),
@@ -175,11 +177,11 @@ def heat_map(ds: xr.Dataset, name: str, found: Grid | None = None) -> go.Figure:
                     f"{in_units(text, unit)}: %{{z:.4g}}<extra></extra>"
                 ),
                 colorbar={
-                    "title": {"text": in_units(text, unit), "side": "right"},
+                    "title": {"text": in_units(text, unit) + beyond, "side": "right"},
                     "thickness": 12,
                     "outlinewidth": 0,
                 },
-                **_colours(cells),
+                **colours,
             )
         )
     figure = styled(figure)
@@ -194,7 +196,7 @@ def heat_map(ds: xr.Dataset, name: str, found: Grid | None = None) -> go.Figure:
     return figure.update_layout(height=height)
 
 
-def _colours(cells: np.ndarray) -> dict[str, object]:
+def _colours(cells: np.ndarray) -> dict[str, Any]:
     """Return a colour scale and its ends; a few cells may lie beyond."""
     known = cells[np.isfinite(cells)]
     if not len(known):
@@ -203,6 +205,12 @@ def _colours(cells: np.ndarray) -> dict[str, object]:
     if (known < 0).any():
         return {"colorscale": SIGNED, "zmin": -top, "zmax": top}
     return {"colorscale": UNSIGNED, "zmin": float(known.min()), "zmax": float(known.max())}
+
+
+def _beyond(cells: np.ndarray, colours: dict[str, Any]) -> str:
+    """Say how many cells lie beyond the ends of their colours, if any do."""
+    outside = int((np.abs(np.nan_to_num(cells)) > colours.get("zmax", np.inf)).sum())
+    return f"; {outside:,} of {cells.size:,} cells lie beyond" if outside else ""
 
 
 def _named(names: list[str], block: int) -> list[str]:

@@ -112,7 +112,7 @@ class Store:
         now = json.loads(json.dumps(configuration))
         changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
         if changed:
-            said = "; ".join(f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in changed)
+            said = "; ".join(_difference(k, before.get(k), now.get(k)) for k in changed)
             raise ConfregError(
                 f"The store {str(path)!r} was made by another configuration ({said}). "
                 "Write to another --out, or replace it with --overwrite."
@@ -472,6 +472,13 @@ def is_store(path: Path) -> bool:
         return SCHEMA_ATTRIBUTE in zarr.open_group(path, mode="r").attrs
     except Exception:
         return False
+
+
+def _difference(key: str, there: Any, now: Any) -> str:
+    """What of a configuration is not the same, in words. Of digests the first digits tell."""
+    if key.endswith("_sha256") and isinstance(there, str) and isinstance(now, str):
+        return f"{key}: other contents, {there[:8]}... there, {now[:8]}... now"
+    return f"{key}: {there!r} there, {now!r} now"
 
 
 def configuration(path: Path) -> dict[str, Any]:
