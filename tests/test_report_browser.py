@@ -185,7 +185,7 @@ def test_heat_map_shows_the_chosen_quantity(other):
     traces = "document.getElementById('plot-map-effects').data"
     browser.wait(f"{traces}[1].visible === true && {traces}[0].visible === false")
     title = "document.querySelector('#plot-map-effects .cbtitle').textContent"
-    browser.wait(f"{title} === 'Δ predicted'")
+    browser.wait(f"{title}.startsWith('Δ predicted; ')")
 
 
 def test_point_of_another_axis_leads_to_its_row(other):
