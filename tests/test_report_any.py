@@ -133,7 +133,7 @@ def test_two_subjects_are_a_heat_map_with_the_strongest_pairs():
     assert np.shape(heat.z) == (40, 167)  # three partners a cell
     assert heat.z[3, 5] == pytest.approx(0.97)  # partners 15 to 17
     assert heat.x[5] == "5.15 … 5.17"
-    assert heat.colorbar.title.text == "correlation"
+    assert heat.colorbar.title.text == "correlation; 34 of 6,680 cells lie beyond"
     assert "largest size of 1 × 3" in section.figures[0].caption
     rows = section.data.rows
     assert [(row[0], row[2][0].text) for row in rows[:2]] == [("11.3", "5.17"), ("11.8", "5.400")]
