@@ -418,6 +418,35 @@ def test_what_is_routed_to_most_is_found_once_for_a_store(
         )
 
 
+def test_a_store_without_results_passes_its_routing_on_to_its_own_text_only(
+    checkpoint_of_experts, words, tmp_path, monkeypatch
+):
+    """A run that was killed before it had measured anything is replaced by one of another text."""
+
+    def broken(self, layout, spans, block):
+        if layout.step.title != "routing":
+            raise KeyboardInterrupt
+        return write(self, layout, spans, block)
+
+    def neurons(text, out):
+        given = {"neurons": "routed:top:5", "max_tokens": 60}
+        return run(str(checkpoint_of_experts), text, tmp_path / out, **given)["neuron"].values
+
+    write, others = Store.write_unit, [" ".join(reversed(words[-1].split()))] * 2
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "write_unit", broken)
+        with pytest.raises(KeyboardInterrupt):
+            neurons(words, "a.zarr")
+    with monkeypatch.context() as patched:
+        patched.setattr(Routing, "measure", lambda *_: pytest.fail("measured again"))
+        patched.setattr(Store, "write_unit", broken)
+        with pytest.raises(KeyboardInterrupt):
+            neurons(words, "a.zarr")
+    found = neurons(others, "a.zarr").tolist()
+    assert found == neurons(others, "fresh.zarr").tolist()
+    assert found != neurons(words, "others.zarr").tolist()
+
+
 def test_routing_is_over_what_the_recipe_keeps(checkpoint_of_experts, tmp_path):
     model = str(checkpoint_of_experts)
     documents = [

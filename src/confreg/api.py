@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +49,11 @@ def run(recipe: str | Path | Recipe, **given: Any) -> xr.Dataset:
     path = path or Path(tempfile.mkdtemp(prefix="confreg-")) / f"{found.name}.zarr"
     with progress.heard(), writing(path):
         if plan.first is not None:
-            known = _first(plan, path, options, progress)
-            plan = make_plan(found, options, parameters, plan, known)
+
+            def make(begun: Plan, known: Any) -> Plan:
+                return make_plan(found, options, parameters, begun, known)
+
+            plan = _whole(plan, make, path, options, progress)
         store = open_store(plan, path, options.overwrite)
         with plan.place.entered(path, plan.configuration, progress):
             work = Run(plan, store, progress)
@@ -322,8 +325,16 @@ def _facts(model: Network, profile: Any) -> list[tuple[str, str]]:
     ]
 
 
-def _first(plan: Plan, path: Path, options: Options, progress: Progress) -> Any:
-    """What must be measured before a plan is whole: what its store has of it, or measured now.
+def _whole(
+    begun: Plan,
+    make: Callable[[Plan, Any], Plan],
+    path: Path,
+    options: Options,
+    progress: Progress,
+) -> Plan:
+    """A plan with what must be measured before it is whole: as its store has it, or measured now.
+
+    What a store has is of its own text and options: it counts if all else is the same too.
 
     Raises
     ------
@@ -332,15 +343,17 @@ def _first(plan: Plan, path: Path, options: Options, progress: Progress) -> Any:
     """
     from confreg.sweep import store as stores
 
-    assert plan.first is not None
+    assert begun.first is not None
     if path.exists() and not options.overwrite:
-        before = stores.configuration(path)
-        known = plan.first.kept(before.get(plan.first.title, {}))
+        before, plan = stores.configuration(path), begun
+        known = begun.first.kept(before.get(begun.first.title, {}))
         if known is not None:
-            return known
+            plan = make(begun, known)
+            if not stores.changed(before, plan.configuration):
+                return plan
         if not stores.is_blank(path):
             open_store(plan, path, False)  # refuses it, before anything takes long
-    return plan.first.measure(plan.place, progress)
+    return make(begun, begun.first.measure(begun.place, progress))
 
 
 def local_path(out: str | Path) -> Path:

@@ -109,10 +109,7 @@ class Store:
                 "replace it with --overwrite."
             )
         before = json.loads(str(root.attrs[CONFIGURATION]))
-        now = json.loads(json.dumps(configuration))
-        changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
-        if changed:
-            said = "; ".join(_difference(k, before.get(k), now.get(k)) for k in changed)
+        if said := changed(before, configuration):
             raise ConfregError(
                 f"The store {str(path)!r} was made by another configuration ({said}). "
                 "Write to another --out, or replace it with --overwrite."
@@ -472,6 +469,13 @@ def is_store(path: Path) -> bool:
         return SCHEMA_ATTRIBUTE in zarr.open_group(path, mode="r").attrs
     except Exception:
         return False
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In what two configurations differ, in words; "" where in nothing."""
+    now = json.loads(json.dumps(now))
+    keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    return "; ".join(_difference(key, before.get(key), now.get(key)) for key in keys)
 
 
 def _difference(key: str, there: Any, now: Any) -> str:
