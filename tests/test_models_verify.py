@@ -359,6 +359,15 @@ def test_the_command_refuses_what_differs(saved, tmp_path, monkeypatch, capsys):
     assert ds.attrs["verified_row"].startswith(f"{rows / 'mine.toml'}, verified to ")
     assert np.isfinite(ds["te"]).all()
     assert models.describe(saved).row.origin == str(rows / "mine.toml")
+    # Its numbers are of that row: a store goes on with no other, nor with none.
+    confreg.run("entropy_neurons", out=tmp_path / "p.zarr", **choice)
+    (rows / "mine.toml").write_text(f'model_type = "{UNKNOWN}"\nlike = "llama"\neps = 1e-5\n')
+    changed = r"another configuration \(architecture_row: '.*mine\.toml, \w+' there, '{}, \w+' now"
+    with pytest.raises(ConfregError, match=changed.format(r".*mine\.toml")):
+        confreg.run("entropy_neurons", out=tmp_path / "p.zarr", **choice)
+    (rows / "mine.toml").unlink()
+    with pytest.raises(ConfregError, match=changed.format("derived")):
+        confreg.run("entropy_neurons", out=tmp_path / "p.zarr", **choice)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma4_text"])

@@ -288,10 +288,15 @@ def _configuration(
 
     of_model = _of_model(study.model)
     of_model.pop("model_layers", None)
-    used = [study.model, *(each for item in items for each in _models(item))]
-    for network in dict.fromkeys(used):
+    used = dict.fromkeys([study.model, *(each for item in items for each in _models(item))])
+    for network in used:
         network.fingerprint = fingerprint(network)
-    weights = [network.fingerprint for network in dict.fromkeys(used)]
+    weights = [network.fingerprint for network in used]
+    rows = [
+        f"{about.row.origin}, {about.row.digest(about.config)[:12]}"
+        for about in (network.about for network in used if network.is_language_model)
+        if about.row.origin  # of a row that tests cover the version of confreg says enough
+    ]
     labels = hashlib.sha256()
     for item in items:
         for axis in axes_of(item):
@@ -302,6 +307,7 @@ def _configuration(
         "recipe_sha256": recipe.digest,
         "parameters": dict(parameters),
         **of_model,
+        **({"architecture_row": "; ".join(rows)} if rows else {}),
         **({} if study.is_remote else _libraries(study.model)),
         "weights_sha256": hashlib.sha256(" ".join(weights).encode()).hexdigest(),
         **{k: v for k, v in study.attributes.items() if k.startswith("corpus")},

@@ -6,8 +6,10 @@ neurons, the final norm and the unembedding, and how logits are finished.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from confreg.models.banks import Bank
@@ -220,6 +222,12 @@ class Architecture:
         if self.post_norm is None:
             return None
         return {"centred": self.centred, "eps": self.norm_eps(config)}
+
+    def digest(self, config: Any) -> str:
+        """A digest of all that the row says of a configuration, hexadecimal."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        said = {name: each(config) if callable(each) else each for name, each in values.items()}
+        return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
 
     def traits(self) -> str:
         """What distinguishes the family, in a few words."""
