@@ -34,7 +34,7 @@ def measured(recipe, checkpoint, words, tmp_path, **options):
 
 @pytest.mark.parametrize("neurons", ["2:0-7", "0.3,1:2-4"])
 def test_the_smallest_recipe(checkpoint, words, tmp_path, neurons):
-    recipe = own(tmp_path, "mean_activation", SMALLEST)
+    recipe = own(tmp_path, "total_activation", SMALLEST)
     ds = measured(recipe, checkpoint, words, tmp_path, neurons=neurons, unit_tokens=16)
     usual = confreg.run(
         "entropy_neurons", model=str(checkpoint("llama")), text=words, sequence_length=16,
@@ -45,7 +45,7 @@ def test_the_smallest_recipe(checkpoint, words, tmp_path, neurons):
 
 
 def test_its_commands_run(checkpoint, words, tmp_path):
-    own(tmp_path, "mean_activation", SMALLEST)
+    own(tmp_path, "total_activation", SMALLEST)
     (tmp_path / "text.txt").write_text("\n".join(words))
     (commands,) = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.S)
     tiny = f"--model {checkpoint('llama')} --text text.txt --sequence-length 16"
@@ -59,7 +59,7 @@ def test_its_commands_run(checkpoint, words, tmp_path):
             cwd=tmp_path, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, (line, done.stderr)
-    assert (tmp_path / "runs" / "mean.html").stat().st_size > 100_000
+    assert (tmp_path / "runs" / "total.html").stat().st_size > 100_000
 
 
 def test_a_derivation_behind_it(checkpoint, words, tmp_path):

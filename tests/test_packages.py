@@ -69,17 +69,17 @@ def command(home, tmp_path):
 @pytest.mark.slow
 def test_a_package_s_recipe_and_row_are_found_by_name(command, tmp_path, words):
     listed = command("recipes")
-    assert "mean_activation  Mean activation: how active is every neuron" in listed
+    assert "total_activation  Total activation: how active is every neuron" in listed
     said = command("doctor")
     assert "own architectures" in said
-    assert "mean_activation" in said
+    assert "total_activation" in said
     network, tokenizer = unknown()
     folder = tmp_path / UNKNOWN
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (tmp_path / "text.txt").write_text("\n".join(words))
     command(
-        "run", "mean_activation", "--model", folder, "--text", "text.txt",
+        "run", "total_activation", "--model", folder, "--text", "text.txt",
         "--sequence-length", "16", "--max-tokens", "64", "--neurons", "2:0-7", "--out", "o.zarr",
     )  # fmt: skip
     ds = confreg.open(tmp_path / "o.zarr")
@@ -131,7 +131,7 @@ def test_a_row_of_one_s_own_comes_before_the_table_s(tmp_path, monkeypatch):
 class Broken:
     """An entry point of a package that is not well."""
 
-    name, value, module = "mean_activation", "confreg_scales:mean_activation", "confreg_scales"
+    name, value, module = "total_activation", "confreg_scales:total_activation", "confreg_scales"
     dist = None
 
     def __init__(self, gives):
@@ -157,7 +157,7 @@ def test_a_package_that_is_broken_is_named(monkeypatch, capsys, gives, said):
     monkeypatch.setattr(recipe, "entry_points", broken)
     monkeypatch.setattr(own, "entry_points", broken)
     with pytest.raises(ConfregError, match=said):
-        recipe.find("mean_activation")
+        recipe.find("total_activation")
     with pytest.raises(ConfregError, match=said):
         own.rows()
     main(["recipes"])
