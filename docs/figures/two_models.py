@@ -4,12 +4,22 @@ import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.text import Text
 from scipy.stats import rankdata, spearmanr
 
 import confreg
 from confreg.report.styling import CHOSEN, CONTROL
 
 NAMED = 5  # of each model, by what the norm mediates
+PLACES = [
+    (right, up)
+    for reach in (7, 14, 24)
+    for right, up in (
+        (0, reach), (reach, 0), (-reach, 0), (0, -reach), (reach, reach), (-reach, reach),
+        (reach, -reach), (-reach, -reach),
+    )
+]  # fmt: skip
+"""Where a name may stand, in points from what it names, the best first."""
 
 
 def numbers(ds) -> dict[str, object]:
@@ -75,9 +85,35 @@ def _alike(ds, neuron: str, n: int = 20) -> str:
     return ", ".join(f"{share:.3f}" for share in found)
 
 
+def name_points(axis, x, y, names) -> None:
+    """Write names beside some points, each where it covers the fewest points and no other name."""
+    points = axis.transData.transform(np.column_stack([x.values, y.values]))
+    taken = []
+    for name in names:
+        at = float(x.sel(neuron=name)), float(y.sel(neuron=name))
+        tried = []
+        for rank, (right, up) in enumerate(PLACES):
+            text = axis.annotate(
+                name, at, xytext=(right, up), textcoords="offset points", fontsize=8,
+                ha=("center", "left", "right")[int(np.sign(right))],
+                va=("center", "bottom", "top")[int(np.sign(up))],
+                arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.6, "shrinkA": 0},
+            )  # fmt: skip
+            text.update_positions(axis.figure.canvas.get_renderer())
+            box = Text.get_window_extent(text)  # without the line to the point
+            covered = int(((points > box.min) & (points < box.max)).all(1).sum())
+            outside = not (axis.bbox.contains(*box.min) and axis.bbox.contains(*box.max))
+            tried.append(((box.count_overlaps(taken), outside, covered, rank), text, box))
+        _, chosen, box = min(tried, key=lambda one: one[0])
+        for _, text, _ in tried:
+            text.set_visible(text is chosen)
+        taken.append(box)
+
+
 def main(first: str, second: str, out: str) -> None:
     """Print the numbers, and draw weights above and effects below, a column for each model."""
     figure, axes = plt.subplots(2, 2, figsize=(10.5, 7.5), layout="constrained")
+    to_name = []
     for column, store in zip(axes.T, (first, second)):
         ds = confreg.open(store).load()
         print(ds.attrs["model"])
@@ -88,24 +124,25 @@ def main(first: str, second: str, out: str) -> None:
         weights, effects = column
         weights.axhline(float(ds["null_fraction_chance_max"]), color="0.6", lw=0.8, ls=":")
         weights.set(
-            xlabel="‖w‖ as the final norm sees it", ylabel="ρ", ylim=(-0.03, 1.2),
-            title=f"{ds.attrs['model']}, {ds.sizes['neuron']} neurons of layer "
+            xlabel="‖w‖ as the final norm sees it", ylabel="ρ", ylim=(-0.05, 1.05),
+            title=f"{ds.attrs['model']}, {ds.sizes['neuron']:,} neurons of layer "
             f"{ds['layer'].values[0]}, k = {int(ds['null_dims'])}",
         )  # fmt: skip
         effects.axhline(0, color="0.6", lw=0.8, ls=":")
-        effects.set(xlabel="TE (nats)", ylabel="mediated share", xscale="log", ylim=(-0.1, 1.2))
+        lowest = min(-0.05, float(ds["mediated"].min()) - 0.02)
+        effects.set(
+            xlabel="TE (nats)", ylabel="mediated share", xscale="log", ylim=(lowest, 1.05)
+        )  # fmt: skip
         for axis, x, y in (
             (weights, "w_out_norm", "null_fraction"), (effects, "te", "mediated"),
         ):  # fmt: skip
             axis.scatter(ds[x], ds[y], s=5, color=CONTROL, lw=0)
             some = ds.sel(neuron=named)
             axis.scatter(some[x], some[y], s=28, color=CHOSEN)
-            for i, neuron in enumerate(named):
-                at = (float(some[x].sel(neuron=neuron)), float(some[y].sel(neuron=neuron)))
-                axis.annotate(
-                    neuron, at, xytext=(-14, (6, 6, 16, -14, 6)[i]), fontsize=8,
-                    textcoords="offset points",
-                )  # fmt: skip
+            to_name.append((axis, ds[x], ds[y], named))
+    figure.draw_without_rendering()  # from here on points have their places
+    for each in to_name:
+        name_points(*each)
     figure.savefig(out, dpi=90)
 
 
