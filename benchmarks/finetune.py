@@ -6,7 +6,7 @@
     confreg compare runs/base.zarr runs/tuned.zarr -o compare.html
 
 It is no instruction tuning: AdamW on the next token of plain text, every weight but the embeddings.
-It takes the place of a base model and its chat model where no such pair is at hand.
+It is a stand-in for a base model and its chat model.
 """
 
 from __future__ import annotations
