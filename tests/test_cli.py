@@ -7,10 +7,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+import xarray as xr
 
 import confreg
 from confreg import cli
+from confreg.cli.tables import print_top
 from confreg.recipe import find
 
 
@@ -104,6 +107,58 @@ def test_a_mistake_is_a_sentence(common, tmp_path, capsys, arguments, sentence):
     assert sentence in said
     assert "Traceback" not in said
     assert not out.exists()
+
+
+def sets_of(deviations=3, random_sets=5):
+    """Sets as ``group_ablation`` stores them: one chosen, at several ablation values."""
+    count = deviations * (1 + random_sets)
+    first = np.arange(count) < deviations
+    names = [f"{'chosen' if one else 'random'}-{at}" for at, one in enumerate(first)]
+    return xr.Dataset(
+        {
+            "te": ("set", np.linspace(2e3, 1.0, count)),
+            "de": ("set", np.full(count, 0.12345)),
+            "effect_abs_mean": (("set", "effect"), np.full((count, 2), -1.2345e-4)),
+            "effect_mean": (("set", "effect"), np.full((count, 2), -1.2345e-4)),
+            "p_random": (("set", "effect"), np.full((count, 2), 1 / (1 + random_sets))),
+            "error_max": ((), np.nan),
+            "error_sampled_pairs": ((), 1160.0),
+        },
+        {
+            "set": np.array(names, object),
+            "effect": np.array(["loss_total", "entropy_total"], object),
+            "set_kind": ("set", np.where(first, "chosen", "random").astype(object)),
+            "set_control": ("set", np.zeros(count, int)),
+            "set_deviation": ("set", np.arange(count) % deviations),
+        },
+    )
+
+
+@pytest.mark.parametrize("width", [50, 120])
+def test_a_table_shows_whole_numbers_and_names_what_has_no_room(monkeypatch, capsys, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    ds = sets_of()
+    print_top(ds)
+    said = capsys.readouterr().out
+    lines = [line.rstrip() for line in said.splitlines()]
+    table = lines[: next(at for at, line in enumerate(lines) if line.startswith("TE, DE"))]
+    further = "".join(line for line in table if line.startswith("Further columns"))
+    assert max(len(line) for line in table if line != further) <= width
+    shown = " ".join(line for line in table if line != further)
+    assert "…" not in shown
+    assert "2,000" in shown
+    for heading in ("p(loss)", "p(entropy)"):
+        assert (heading in shown) != (heading in further)
+    assert bool(further) == (width == 50)
+
+
+def test_the_least_p_counts_the_controls_of_one_ablation_value(capsys):
+    """A set at three values is held against five random sets at each, not against fifteen."""
+    print_top(sets_of(deviations=3, random_sets=5))
+    said = capsys.readouterr().out
+    assert "1/6 at the least" in said
+    assert "1,160" in said
+    assert "error max" not in said  # of no pair
 
 
 def test_help_is_quick_and_imports_little():

@@ -235,6 +235,8 @@ def test_sets_are_shown_against_their_controls(ds, tmp_path):
     page = report.write(sets, tmp_path / "a.html").read_text("utf-8")
     elements = Elements(page)
     assert "Each chosen set against 14 random sets" in elements.text
+    assert "replaced by its mean + k·σ over all tokens, k = 0, 1" in elements.text
+    assert "on 512 set × token pairs" in elements.text
     details = [i for i in elements.attributes("id") if i.startswith("n-")]
     assert sorted(details) == ["n-chosen-0", "n-chosen-0__1σ"]
     targets = {target[1:] for target in elements.attributes("href")}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from confreg.cli.tables import print_columns
 from confreg.report.wording import number, signed
 
 if TYPE_CHECKING:
@@ -46,10 +45,8 @@ def print_comparison(ds: xr.Dataset) -> None:
 def _table(
     console: Console, noun: str, columns: list[str], rows: list[tuple[str, list[str]]]
 ) -> None:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(noun, style="bold", no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, cells in rows:
-        table.add_row(name, *cells)
-    console.print(table)
+    cells = zip(*(cells for _, cells in rows), strict=True)
+    print_columns(
+        console, noun, [name for name, _ in rows],
+        list(zip(columns, map(list, cells), strict=True)),
+    )  # fmt: skip

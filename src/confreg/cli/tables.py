@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from confreg.report.columns import described, means
 from confreg.report.subjects import ranking
 from confreg.report.wording import long_name, mediator, plural, units
 from confreg.results import axes, families, tables, vocabulary
+from confreg.subjects.sets import controls_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +41,8 @@ LEGEND_SETS = (
     "at the least. Random sets are in the dataset and the report."
 )
 
+FURTHER = "Further columns, in a wider window and in the report: "
+HEADING = 10  # letters that a line of a heading may have over narrower columns
 GOES_WITH = "Tokens that the activation goes with, and the share of its variance they explain:"
 
 
@@ -100,16 +104,14 @@ def _print_rows(ds: xr.Dataset, subject: str, by: str, n: int, smallest: bool) -
     frame = frame.head(n)
     noun = subject.replace("_", " ")
     what = f"{len(frame)} of {ds.sizes[subject]} {plural(ds, subject)}"
-    table = Table(title=f"{_title(ds)}: {what}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(noun, style="bold", no_wrap=True, min_width=len(noun))
-    for column in columns:
-        words = column in vocabulary.WORDS
-        table.add_column(_heading(ds, subject, column), justify="right", no_wrap=words)
-    for label, row in frame.iterrows():
-        text = f"{label:.6g}" if isinstance(label, float) else str(label)
-        table.add_row(text, *map(_number, row[columns].astype(float)))
+    labels = [f"{x:.6g}" if isinstance(x, float) else str(x) for x in frame.index]
+    cells = [list(map(_number, frame[column].astype(float))) for column in columns]
+    headings = [_heading(ds, subject, column) for column in columns]
     console = _console()
-    console.print(table)
+    print_columns(
+        console, noun, labels, list(zip(headings, cells, strict=True)),
+        title=f"{_title(ds)}: {what}", keep=columns.index(given),
+    )  # fmt: skip
     if words := families.in_words(ds, subject, list(frame.index)):
         said = "; ".join(f"{name} {family}" for name, family in words.items())
         console.print(f"{GOES_WITH} {said}.", style="dim")
@@ -117,9 +119,61 @@ def _print_rows(ds: xr.Dataset, subject: str, by: str, n: int, smallest: bool) -
         said = LEGEND.format(subject=noun, frozen=mediator(ds)[0])
         if "null_fraction" in columns:
             said += LEGEND_NULL
-        if "set_kind" in ds.coords:
-            said += LEGEND_SETS.format(least=1 + _controls(ds))
+        if least := _controls(ds):
+            said += LEGEND_SETS.format(least=1 + least)
         console.print(said, style="dim")
+
+
+def print_columns(
+    console: Console,
+    noun: str,
+    labels: Sequence[str],
+    columns: Sequence[tuple[str, Sequence[str]]],
+    title: str | None = None,
+    keep: int = 0,
+) -> None:
+    """Print a table of as many whole columns as the window has room for, and name the others.
+
+    Headings are broken into lines here: rich would cut words, and numbers.
+
+    Parameters
+    ----------
+    console : Console
+    noun : str
+        What a row is.
+    labels : sequence of str (n,)
+    columns : sequence of (heading, cells (n,))
+    title : str, optional
+    keep : int
+        Which column goes last.
+    """
+
+    def table(shown: list[int]) -> Table:
+        made = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        made.add_column(noun, style="bold", no_wrap=True, min_width=len(noun))
+        for at in shown:
+            made.add_column(_broken(*columns[at]), justify="right", no_wrap=True)
+        for row, label in enumerate(labels):
+            made.add_row(label, *(columns[at][1][row] for at in shown))
+        return made
+
+    shown = list(range(len(columns)))
+    while len(shown) > 1 and _width(console, table(shown)) > console.width:
+        shown.remove(next(at for at in reversed(shown) if at != keep))
+    console.print(table(shown))
+    if left_out := [columns[at][0] for at in range(len(columns)) if at not in shown]:
+        console.print(FURTHER + ", ".join(left_out) + ".", style="dim", markup=False)
+
+
+def _width(console: Console, table: Table) -> int:
+    """How many letters wide a table is that nothing makes narrower."""
+    return table.__rich_measure__(console, console.options).minimum
+
+
+def _broken(heading: str, cells: Sequence[str]) -> str:
+    """A heading in lines about as wide as what stands under it."""
+    width = max(HEADING, *map(len, cells), *map(len, heading.split()))
+    return "\n".join(textwrap.wrap(heading, width))
 
 
 def _usual(frame: pd.DataFrame) -> str | None:
@@ -145,6 +199,8 @@ def _print_numbers(ds: xr.Dataset, names: list[str]) -> None:
     table = Table(title=_title(ds), box=box.SIMPLE_HEAD, show_header=False, padding=(0, 1, 0, 0))
     for name in names:
         value = ds[name].values
+        if value.dtype.kind == "f" and np.isnan(value):
+            continue  # an error that no pair has, say
         text = _number(float(value)) if value.dtype.kind in "fiu" else str(value)
         table.add_row(
             vocabulary.word(name).symbol, f"{text} {units(ds, name)}", long_name(ds, name)
@@ -154,10 +210,9 @@ def _print_numbers(ds: xr.Dataset, names: list[str]) -> None:
 
 def _controls(ds: xr.Dataset) -> int:
     """How many random sets a chosen one has, at most."""
-    if "set_control" not in ds.coords:
+    if "set_kind" not in ds.coords:
         return 0
-    drawn = ds["set_control"].values[ds["set_kind"].values == "random"]
-    return int(np.unique(drawn, return_counts=True)[1].max(initial=0)) if len(drawn) else 0
+    return max((int(same.sum()) for _, same in controls_of(ds)), default=0)
 
 
 def _chosen_sets(ds: xr.Dataset, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -179,7 +234,9 @@ def _chosen_sets(ds: xr.Dataset, frame: pd.DataFrame) -> tuple[pd.DataFrame, lis
 def _number(value: float) -> str:
     if not math.isfinite(value):
         return "–"
-    return f"{value:.1e}" if value and abs(value) < 1e-3 else f"{value:.3g}"
+    if value and abs(value) < 1e-3:
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e7 else f"{value:.3g}"
 
 
 def print_plan(plan: Plan) -> None:

@@ -5,7 +5,7 @@ Each function returns a `Derivation`, or None where its effects were not measure
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from confreg.derive.reliability import calibration as calibration
 from confreg.derive.roles import roles as roles
 from confreg.derive.roles import within_layer as within_layer
 from confreg.derive.traits import traits as traits
-from confreg.subjects.sets import ALIKE
+from confreg.subjects.sets import controls_of
 from confreg.sweep.step import Derivation
 
 if TYPE_CHECKING:
@@ -142,17 +142,6 @@ def p_values(ds: xr.Dataset, magnitude: np.ndarray) -> np.ndarray:
         controls = magnitude[same]
         found[i] = (1 + (controls >= magnitude[i]).sum(axis=0)) / (1 + len(controls))
     return found
-
-
-def controls_of(ds: xr.Dataset) -> Iterator[tuple[int, np.ndarray]]:
-    """Every chosen entry, by number, and which entries are its controls, (n,) bool."""
-    kind = ds["set_kind"].values
-    ways = [ds[name].values for name in ALIKE if name in ds.coords]
-    for i in np.flatnonzero(kind == "chosen"):
-        same = kind == "random"
-        for way in ways:
-            same = same & (way == way[i])
-        yield int(i), same
 
 
 def above_mean(neurons: NeuronAxis, tokens: Text, over: str) -> Derivation:

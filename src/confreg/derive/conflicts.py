@@ -22,6 +22,7 @@ from confreg import effects as fx
 from confreg.axes import Axis, Label, Later, Variable
 from confreg.derive.discovery import q_values, q_variable
 from confreg.errors import ConfregError
+from confreg.subjects.sets import controls_of
 from confreg.sweep.step import Derivation
 
 if TYPE_CHECKING:
@@ -210,8 +211,6 @@ def conflict(
 
 def quantiles(ds: xr.Dataset, values: np.ndarray) -> np.ndarray:
     """Share of a chosen entry's controls that are below it, ties half: (n, E), as `p_values`."""
-    from confreg.derive import controls_of
-
     found = np.full(values.shape, np.nan)
     for i, same in controls_of(ds):
         controls = values[same]

@@ -8,8 +8,8 @@ import numpy as np
 
 from confreg.report import contexts, figures
 from confreg.report.sections import Cell, Column, Figure, Options, Section, Table, has, section
-from confreg.report.wording import number, sentence
-from confreg.subjects.sets import ALIKE
+from confreg.report.wording import deviations, number, sentence
+from confreg.subjects.sets import controls_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -74,23 +74,18 @@ def _neurons(ds: xr.Dataset) -> str:
 
 
 def _heads(ds: xr.Dataset) -> str:
-    kinds, control = ds["set_kind"].values, ds["set_control"].values
-    counts = np.bincount(control[kinds == "random"], minlength=int(control.max()) + 1)
-    few, most = int(counts.min()), int(counts.max())
     where = "of the same layers" if ds.attrs.get("controls", "same") == "same" else "of any layer"
     return (
         "Every chosen head, and all of them together, attend to the first token only, as do "
-        f"{few if few == most else f'{few} to {most}'} random sets of as many heads {where} each."
+        f"{_controls(ds)} random sets of as many heads {where} each."
     )
 
 
-def _controls(ds: xr.Dataset) -> int:
-    """Return how many random sets a chosen set has."""
-    same = np.ones(ds.sizes["set"], dtype=bool)
-    for name in ALIKE:
-        if has(ds, name, ("set",)):
-            same &= ds[name].values == ds[name].values[0]
-    return int((same & (ds["set_kind"].values == "random")).sum())
+def _controls(ds: xr.Dataset) -> str:
+    """Say how many random sets a chosen set has."""
+    counts = [int(same.sum()) for _, same in controls_of(ds)]
+    few, most = min(counts, default=0), max(counts, default=0)
+    return f"{few}" if few == most else f"{few} to {most}"
 
 
 def _likeness(ds: xr.Dataset) -> str:
@@ -106,7 +101,7 @@ def _values(ds: xr.Dataset) -> str:
     if has(ds, "set_way", ("set",)):
         return "the value that the set's name says"
     if not has(ds, "set_clipped", ("set",)):
-        return "their mean plus k standard deviations"
+        return "their mean" + " plus k standard deviations" * bool(deviations(ds))
     return (
         "their mean over the first occurrence, everywhere (plain) or only on the side of it to "
         "which the repeat moves them (clipped)"

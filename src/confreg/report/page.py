@@ -14,7 +14,7 @@ from confreg.errors import ConfregError
 from confreg.report import contexts
 from confreg.report.composing import compose
 from confreg.report.sections import Options, Section, about_neurons, has
-from confreg.report.wording import glossary, mediator, number, percent, plural
+from confreg.report.wording import deviations, glossary, mediator, number, percent, plural
 from confreg.results import axes, tables
 
 if TYPE_CHECKING:
@@ -312,6 +312,8 @@ def _ablation(ds: xr.Dataset) -> str:
         if over == "first":
             count = ds.attrs["mean_over_tokens"]
             where = f"{count:,} compared tokens of first occurrences"
+        if steps := deviations(ds):
+            return f"activation replaced by its mean + k·σ over {where}, k = {steps}"
         return f"activation replaced by its mean over {where}"
     return f"activation replaced by {kind}" if kind else ""
 
@@ -326,10 +328,11 @@ def _engine(ds: xr.Dataset) -> str:
     if measured and ds.attrs.get("error_sampled_pairs", 1):
         phrase += f"; largest error measured {number(ds.attrs['error_max'], 2)} nats"
         if "error_sampled_pairs" in ds.attrs:
-            phrase += (
-                f" on {float(ds.attrs['error_sampled_pairs']):,.0f} neuron × token pairs "
-                "recomputed in float64"
+            pairs = " × ".join(filter(None, (axes.main_subject(ds), axes.text(ds)))).replace(
+                "_", " "
             )
+            count = float(ds.attrs["error_sampled_pairs"])
+            phrase += f" on {count:,.0f} {pairs} pairs recomputed in float64"
     return phrase
 
 

@@ -12,7 +12,7 @@ from confreg.report.sections import Cell, Column, Figure, Options, Section, Tabl
 from confreg.report.styling import CHOSEN, CONTROL, SLATE, faint, legend, styled
 from confreg.report.wording import number, plural
 from confreg.results import axes
-from confreg.subjects.sets import ALIKE
+from confreg.subjects.sets import controls_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -152,11 +152,7 @@ def _controls(ds: xr.Dataset, dim: str, row: int) -> np.ndarray:
     """Rows of the random sets that are ablated as a chosen one is."""
     if not has(ds, "set_kind", (dim,)):
         return np.array([], dtype=int)
-    same = ds["set_kind"].values == "random"
-    for name in ALIKE:
-        if has(ds, name, (dim,)):
-            same = same & (ds[name].values == ds[name].values[row])
-    return np.flatnonzero(same)
+    return np.flatnonzero(dict(controls_of(ds)).get(row, []))
 
 
 def _strongest(ds: xr.Dataset, dim: str, options: Options) -> list[str]:

@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from confreg.results import axes, vocabulary
 
 if TYPE_CHECKING:
@@ -43,6 +45,12 @@ def percent(share: float) -> str:
         return MISSING
     # No break between a number and its sign.
     return "< −1000\u00a0%" if share < -10 else f"{100 * share:.0f}\u00a0%".replace("-", "−")
+
+
+def deviations(ds: xr.Dataset) -> str:
+    """Write the k of ablation values mean + k·σ: "−1, 0, 1"; "" where all are the mean."""
+    found = np.unique(ds["set_deviation"].values) if "set_deviation" in ds.coords else np.zeros(1)
+    return ", ".join(f"{k:g}" for k in found).replace("-", "−") if found.any() else ""
 
 
 def effect_label(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +19,8 @@ from confreg.subjects.neurons import NeuronAxis, Neurons, choose, neuron_axis
 from confreg.subjects.ways import Way
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from confreg.effects import Together
     from confreg.models import Description
 
@@ -26,6 +28,17 @@ if TYPE_CHECKING:
 ALIKE = ("set_control", "set_deviation", "set_clipped", "set_way")
 """Labels of the axis ``set`` that a chosen set shares with the controls it is held against, as far
 as they are there."""
+
+
+def controls_of(ds: xr.Dataset) -> Iterator[tuple[int, np.ndarray]]:
+    """Every chosen entry, by number, and which entries are its controls, (n,) bool."""
+    kind = ds["set_kind"].values
+    ways = [ds[name].values for name in ALIKE if name in ds.coords]
+    for i in np.flatnonzero(kind == "chosen"):
+        same = kind == "random"
+        for way in ways:
+            same = same & (way == way[i])
+        yield int(i), same
 
 
 @dataclass(frozen=True)
