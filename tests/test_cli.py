@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -172,6 +173,16 @@ def test_help_is_quick_and_imports_little():
     assert (
         time.monotonic() - started < 10
     )  # the benchmark says how quick; this, that it is not slow
+
+
+def test_every_option_says_what_it_is_and_none_that_its_default_is_none():
+    parser = importlib.import_module("confreg.cli.main")._parser()  # cli.main is the function
+    (commands,) = (each for each in parser._actions if each.dest == "command")
+    for name, command in commands.choices.items():
+        for option in command._actions:
+            assert option.help or not option.option_strings, (name, option.option_strings)
+        assert "None" not in command.format_help(), name
+    assert "--out is then a folder" in " ".join(commands.choices["run"].format_help().split())
 
 
 def test_a_user_s_recipe_with_a_helper_beside_it(common, tmp_path, capsys):

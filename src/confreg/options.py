@@ -90,7 +90,7 @@ class Options:
     per_document: bool = _option(False, "begin a new sequence with every document")
     bos: Literal["add", "text"] = _option(
         "add",
-        "the token that begins a sequence, add: where the text does not have it; text: only there",
+        "the token that begins a sequence; add: put it where the text lacks it; text: never add it",
     )
     columns: list[str] | None = _option(
         None,
@@ -102,7 +102,7 @@ class Options:
     keep: list[str] | None = _option(
         None,
         "tokens that means are over: usual, all, last, target, role:NAME, COLUMN=VALUE; where "
-        "several are named, all must hold",
+        "several are named, all must hold (default: usual)",
         metavar="K",
         shared=True,
     )
@@ -114,7 +114,7 @@ class Options:
         shared=True,
     )
     chat_template_kwargs: dict[str, Any] | None = _option(
-        None, "of the tokenizer's chat template, as JSON", metavar="JSON", shared=True
+        None, "arguments for the tokenizer's chat template, as JSON", metavar="JSON", shared=True
     )
     dtype: str | None = _option(None, "of the weights (default: the checkpoint's own)", metavar="D")
     activations: bool = _option(False, "keep every activation: neuron × token", shared=True)

@@ -39,7 +39,7 @@ RUN_EPILOG = """neurons:
   31:0-511               a range of one layer, both ends included
   15.3.17,15.3.0-511     in mixtures of experts by layer.expert.index; 15.shared.7
   expert:3               all of an expert of the recipe's layer; expert:shared
-  routed:top:200         of routed experts, those that most tokens of the text are routed to
+  routed:top:200         the 200 neurons whose experts get the most tokens of the text
   random:100             drawn with --seed from the recipe's layer
   @best.txt              of a file: lines of the above, or a table (.csv, .parquet, ...) with the
                          columns layer and index
@@ -181,8 +181,10 @@ def _add_option(parser: argparse.ArgumentParser, option: dataclasses.Field[Any])
     if kind is bool:
         parser.add_argument(flag, action="store_true", help=text, **given)
         return
-    if "default" not in text:
+    if "default" not in text and option.default is not None:
         text += f" (default: {option.default})"
+    if meta(option, "several"):
+        text += "; may be repeated, and --out is then a folder"
     given["choices" if choices(kind) else "metavar"] = choices(kind) or meta(option, "metavar")
     if "list" in str(kind):
         given |= {"nargs": "+", "action": "extend"}
@@ -248,7 +250,9 @@ def _add_compare(commands: Any) -> None:
         "--draws", type=int, default=2000, metavar="N",
         help="resamples of documents (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, metavar="S")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="of the resamples (default: %(default)s)"
+    )
 
 
 def _add_atlas(commands: Any) -> None:
@@ -350,7 +354,8 @@ def _add_ndif(commands: Any) -> None:
     add("action", choices=("up", "down", "status"))
     add("--model", dest="models", action="append", default=[], metavar="M",
         help="deploy it at once, as --model of confreg run (may be repeated)")  # fmt: skip
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"),
+        help="of every model (default: %(default)s, a GPU where there is one)")  # fmt: skip
     add("--dtype", metavar="D", help="of every model (default: float32, on GPUs bfloat16)")
     add("--no-sandbox", dest="sandbox", action="store_false",
         help="run blocks beside the weights even where a client asks not to")  # fmt: skip

@@ -237,7 +237,7 @@ class Architecture:
         words += ["routed experts"] * bool(self.experts)
         words += ["softcap"] * (self.softcap is not None)
         words += ["scaled layers"] * (self.scaled_sum is not None)
-        words += ["no heads"] * (self.attention_out is None)
+        words += ["heads cannot be ablated"] * (self.attention_out is None)
         return ", ".join([*words, *self.also])
 
 
