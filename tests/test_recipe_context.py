@@ -88,6 +88,15 @@ def test_the_mean_says_which_tokens_it_is_over(checkpoint, words, tmp_path):
     assert np.abs(every - ds["mean_activation"].values).max() > 1e-4
 
 
+def test_tokens_without_a_next_one_are_in_no_mean_of_the_loss(checkpoint, words, tmp_path):
+    ds = run(checkpoint, words, tmp_path / "a.zarr", keep=["all"])
+    assert ds["keep"].all()
+    above = ds["effects"].where(ds["above_mean"])
+    assert (above.count("token").sel(effect="loss_total") <
+            above.count("token").sel(effect="entropy_total")).any()  # fmt: skip
+    np.testing.assert_allclose(ds["effect_mean_above"], above.mean("token"), rtol=1e-4, atol=1e-7)
+
+
 def test_another_ablation_keeps_the_mean_that_above_is_about(checkpoint, words, tmp_path):
     ds = run(checkpoint, words, tmp_path / "z.zarr", ablation="zero")
     assert (ds["ablation_value"] == 0).all()

@@ -18,6 +18,7 @@ from confreg.derive.doses import dose_response as dose_response
 from confreg.derive.gates import input_output as input_output
 from confreg.derive.mediated import mediated
 from confreg.derive.reliability import calibration as calibration
+from confreg.derive.repeats import mean_where_there
 from confreg.derive.roles import roles as roles
 from confreg.derive.roles import within_layer as within_layer
 from confreg.derive.traits import traits as traits
@@ -104,7 +105,8 @@ def against_controls(subjects: Axis | Later, tokens: Text) -> Derivation:
 
     def p_random(ds: xr.Dataset) -> dict[str, Any]:
         counts = kept - ds["effect_undefined"].values
-        p = p_values(ds, ds["effect_abs_sum"].values / counts)
+        with np.errstate(invalid="ignore"):  # an effect that is defined at no kept token
+            p = p_values(ds, ds["effect_abs_sum"].values / counts)
         return {"p_random": p, "q_random": q_values(p)}
 
     text = "share of random sets whose mean absolute effect is at least as large"
@@ -131,6 +133,9 @@ def changes_against_controls(subjects: Axis | Later, neurons: NeuronAxis) -> Der
 def p_values(ds: xr.Dataset, magnitude: np.ndarray) -> np.ndarray:
     """How often a random control does at least as much as each chosen entry, (n, E) float32.
 
+    Controls whose magnitude is NaN are not counted. NaN for the controls themselves, where the
+    chosen entry's magnitude is NaN, and where all of its controls' are.
+
     Parameters
     ----------
     ds : Dataset
@@ -139,8 +144,10 @@ def p_values(ds: xr.Dataset, magnitude: np.ndarray) -> np.ndarray:
     """
     found = np.full(magnitude.shape, np.nan, dtype=np.float32)
     for i, same in controls_of(ds):
-        controls = magnitude[same]
-        found[i] = (1 + (controls >= magnitude[i]).sum(axis=0)) / (1 + len(controls))
+        controls, own = magnitude[same], magnitude[i]
+        known = (~np.isnan(controls)).sum(axis=0)
+        p = (1 + (controls >= own).sum(axis=0)) / (1 + known)
+        found[i] = np.where(np.isnan(own) | (known < min(len(controls), 1)), np.nan, p)
     return found
 
 
@@ -148,20 +155,21 @@ def above_mean(neurons: NeuronAxis, tokens: Text, over: str) -> Derivation:
     """On which tokens a neuron is above its mean, and what its ablation does there.
 
     Gives ``mean_activation`` over the tokens of ``over``, ``above_mean (neuron, token)``,
-    ``above_share``, of kept tokens, and ``effect_mean_above (neuron, effect)``.
+    ``above_share``, of kept tokens, and ``effect_mean_above (neuron, effect)``. An expert's neuron
+    is above its mean, which is over the tokens that are routed there, at none but these.
     """
     keep, mask = tokens.keep, tokens.over(over)
 
     def above_mean(ds: xr.Dataset) -> dict[str, Any]:
         activation = ds["activation"].values
-        mean = activation[:, mask].mean(axis=1, dtype=np.float64)
+        mean = mean_where_there(activation[:, mask])
         above = activation > mean[:, None]
         counted = above & keep
         effects = ds["effects"].values.astype(np.float64)
+        # Kept tokens may have no next token, and then no loss.
+        defined = counted[..., None] & np.isfinite(effects)
         with np.errstate(invalid="ignore"):  # a neuron that is above its mean on no kept token
-            # NaN where an effect is not defined does not stand on kept tokens.
-            total = np.where(counted[..., None], effects, 0).sum(axis=1)
-            reduced = total / counted.sum(axis=1)[:, None]
+            reduced = np.where(defined, effects, 0).sum(axis=1) / defined.sum(axis=1)
         return {
             "mean_activation": mean,
             "above_mean": above,

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 CLASSES = ("parametric", "contextual", "neither")
 NEITHER = len(CLASSES) - 1
+UNKNOWN = -1
+"""An answer after an edit of which it is not known what it does."""
 
 
 class Answers:
@@ -97,10 +99,12 @@ def transitions(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     ----------
     before : ndarray (P,) of class numbers
     after : ndarray (n, P)
+        `UNKNOWN` is not counted.
     """
     k = len(CLASSES)
     pairs = before[None].astype(np.int64) * k + after
-    return np.stack([np.bincount(row, minlength=k * k).reshape(k, k) for row in pairs])
+    rows = (row[known] for row, known in zip(pairs, after >= 0))
+    return np.stack([np.bincount(row, minlength=k * k).reshape(k, k) for row in rows])
 
 
 def conversion(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -145,9 +149,12 @@ def conflict(
     def answers_and_transitions(ds: xr.Dataset) -> dict[str, Any]:
         before = answers.classes(ds["top1"].values[at])
         cube = ds["effects"].transpose(subject, tokens.name, "effect").values[:, at]
-        after = answers.classes(cube[..., column].astype(np.int64))
+        unknown = np.isnan(cube[..., column])
+        after = answers.classes(np.nan_to_num(cube[..., column]).astype(np.int64))
+        after[unknown] = UNKNOWN
         counts = transitions(before, after)
-        ratio, score = conversion(counts)
+        lost = np.any(unknown, axis=1, keepdims=True)[..., None]
+        ratio, score = conversion(np.where(lost, np.nan, counts))
         k = len(CLASSES)
         cell = np.eye(k * k)[before[None].astype(int) * k + after]  # (n, P, cells)
         with np.errstate(invalid="ignore"):
@@ -164,14 +171,13 @@ def conflict(
         ratio = ds["conversion_ratio"].transpose(subject, "after").values.astype(np.float64)
         both = np.column_stack([ratio, ds["transition_score"].values.astype(np.float64)])
         p, rank = p_values(ds, both), quantiles(ds, both)
-        p[:, :-1][np.isnan(ratio)] = np.nan
         return {
             "conversion_p_random": p[:, :-1], "conversion_q_random": q_values(p[:, :-1], None),
             "transition_p_random": p[:, -1], "transition_q_random": q_values(p[:, -1]),
             "conversion_quantile": rank[:, :-1], "transition_quantile": rank[:, -1],
         }  # fmt: skip
 
-    numbered = "0 parametric, 1 contextual, 2 neither"
+    numbered = "0 parametric, 1 contextual, 2 neither, -1 not known"
     text = "share of random sets that convert at least as many"
     below = "share of random sets that are below it, ties half: "
     of_class, cells = (subject, "after"), (subject, "before", "after")
@@ -214,9 +220,9 @@ def quantiles(ds: xr.Dataset, values: np.ndarray) -> np.ndarray:
     found = np.full(values.shape, np.nan)
     for i, same in controls_of(ds):
         controls = values[same]
-        if len(controls):
-            ties = (controls == values[i]).sum(0)
-            found[i] = ((controls < values[i]).sum(0) + ties / 2) / len(controls)
+        ties, known = (controls == values[i]).sum(0), (~np.isnan(controls)).sum(0)
+        with np.errstate(invalid="ignore"):  # no controls
+            found[i] = ((controls < values[i]).sum(0) + ties / 2) / known
     found[np.isnan(values)] = np.nan
     return found
 

@@ -20,6 +20,7 @@ NAMES = {
     (-1, 1): "depletion",
     (-1, 0): "conditional depletion",
 }
+COSINES = ("in_out_cosine", "gate_out_cosine", "gate_in_cosine")
 
 
 def input_output(neurons: Axis, threshold: float = 0.5) -> Derivation:
@@ -30,7 +31,8 @@ def input_output(neurons: Axis, threshold: float = 0.5) -> Derivation:
     ``proportional change`` (0, 1), ``orthogonal output`` (0, 0), ``depletion`` (−1, 1),
     ``conditional depletion`` (−1, 0). Where the three cosines do not agree, t(cos(gate, in)) is not
     a · t(cos(gate, out)) although a or b is not 0, it is an ``atypical`` one. Signs of (in, out)
-    and of gate that leave the neuron as it is leave its class.
+    and of gate that leave the neuron as it is leave its class. It is empty where a cosine is NaN:
+    the neuron's weights are not known (those of an expert), or it reads or writes nothing.
 
     Reads ``in_out_cosine``, ``gate_out_cosine`` and ``gate_in_cosine``. Gerstner and Schütze 2025,
     whose threshold is 0.5.
@@ -39,20 +41,21 @@ def input_output(neurons: Axis, threshold: float = 0.5) -> Derivation:
 
     def classes(ds: xr.Dataset) -> dict[str, np.ndarray]:
         def t(name: str) -> np.ndarray:
-            values = ds[name].values
+            values = np.nan_to_num(ds[name].values)
             return np.where(np.abs(values) >= threshold, np.sign(values), 0).astype(int)
 
-        a, out, between = t("in_out_cosine"), t("gate_out_cosine"), t("gate_in_cosine")
+        a, out, between = map(t, COSINES)
         b = np.abs(out)
         odd = ((a != 0) | (b != 0)) & (between != a * out)
+        unknown = np.any([np.isnan(ds[name].values) for name in COSINES], axis=0)
         words = [
-            ("atypical " if o else "") + NAMES[x, y]
-            for x, y, o in zip(a.tolist(), b.tolist(), odd.tolist())
+            "" if u else ("atypical " if o else "") + NAMES[x, y]
+            for x, y, o, u in zip(a.tolist(), b.tolist(), odd.tolist(), unknown.tolist())
         ]
         return {"input_output": np.array(words, dtype=object)}
 
     return Derivation(
         classes,
-        reads=("in_out_cosine", "gate_out_cosine", "gate_in_cosine"),
+        reads=COSINES,
         gives=(Variable("input_output", n, "what the neuron does to what it reads", "", "str"),),
     )

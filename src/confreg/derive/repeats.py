@@ -17,7 +17,8 @@ class Shift(NamedTuple):
     ----------
     mean, sd
         Of the activation at the second occurrence less that at the first, over pairs of the
-        same token of which both are compared: (n,) each, in the activation's units.
+        same token of which both are compared, and at both of which the neuron is there (an
+        expert's is NaN elsewhere): (n,) each, in the activation's units, NaN without such pairs.
     sigma
         ``mean`` over the standard deviation of the activation at the pairs' tokens, 0 where
         that is 0: (n,).
@@ -60,10 +61,11 @@ def shift(
         values[:, some[np.searchsorted(place[some], shared)]].astype(float) for some in tokens
     )
     change = after - before
-    spread = np.concatenate([before, after], axis=1).std(axis=1)
-    mean = change.mean(axis=1)
-    sigma = np.divide(mean, spread, out=np.zeros_like(mean), where=spread > 0)
-    return Shift(mean, change.std(axis=1), sigma)
+    both = np.concatenate([before, after], axis=1)
+    both[np.tile(np.isnan(change), 2)] = np.nan
+    mean, spread = mean_where_there(change), deviation_where_there(both)
+    sigma = np.divide(mean, spread, out=np.zeros_like(mean), where=spread != 0)
+    return Shift(mean, deviation_where_there(change), sigma)
 
 
 def shift_p(sigma: ArrayLike, chosen: ArrayLike) -> np.ndarray:
@@ -80,10 +82,12 @@ def shift_p(sigma: ArrayLike, chosen: ArrayLike) -> np.ndarray:
     -------
     numpy.ndarray
         (1 + controls that change at least as much) / (1 + controls): (n,) float64. NaN for the
-        controls themselves, and everywhere if there are none.
+        controls themselves, where a change is NaN, and everywhere if there are no controls; those
+        whose change is NaN are not counted.
     """
-    size, chosen = np.abs(np.asarray(sigma, dtype=float)), np.asarray(chosen, dtype=bool)
-    found, controls = np.full(size.shape, np.nan), np.sort(size[~chosen])
+    size, known = np.abs(np.asarray(sigma, dtype=float)), ~np.isnan(sigma)
+    found, chosen = np.full(size.shape, np.nan), np.asarray(chosen, dtype=bool)
+    controls, chosen = np.sort(size[known & ~chosen]), known & chosen
     if len(controls):
         at_least = len(controls) - np.searchsorted(controls, size[chosen], side="left")
         found[chosen] = (1 + at_least) / (1 + len(controls))
@@ -94,6 +98,8 @@ def occurrence_means(
     activation: ArrayLike, occurrence: ArrayLike, compared: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean activation over compared tokens of the first and the second occurrence.
+
+    Of an expert's neuron, over those at which it is there; NaN where it is at none.
 
     Parameters
     ----------
@@ -109,7 +115,7 @@ def occurrence_means(
     """
     values, compared = np.asarray(activation), np.asarray(compared, dtype=bool)
     first, second = (
-        values[:, compared & (np.asarray(occurrence) == number)].mean(axis=1, dtype=float)
+        mean_where_there(values[:, compared & (np.asarray(occurrence) == number)])
         for number in (0, 1)
     )
     return first, second
@@ -134,3 +140,15 @@ def taken_back(change: ArrayLike, first: ArrayLike, second: ArrayLike) -> np.nda
     way = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
     change = np.asarray(change, dtype=float)
     return np.divide(-change, way, out=np.full(change.shape, np.nan), where=way != 0)
+
+
+def mean_where_there(values: np.ndarray) -> np.ndarray:
+    """Mean of each row over what is not NaN, NaN where all is: (n, T) to (n,) float64."""
+    there = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(there, values, 0).sum(axis=1, dtype=float) / there.sum(axis=1)
+
+
+def deviation_where_there(values: np.ndarray) -> np.ndarray:
+    """Standard deviation of each row over what is not NaN, as `mean_where_there`."""
+    return np.sqrt(mean_where_there((values - mean_where_there(values)[:, None]) ** 2))

@@ -83,11 +83,12 @@ def together(ds: xr.Dataset) -> tuple[int, np.ndarray]:
 
 
 def spread(ds: xr.Dataset) -> np.ndarray:
-    """Return the unit of each neuron's change: σ of its activation, or 1 where it is unknown."""
+    """Return the unit of each neuron's change: σ of its activation where that is there, NaN where
+    it never is, and 1 where it does not vary or activations are not kept."""
     if not _active(ds):
         return np.ones(ds.sizes["neuron"])
-    found = ds["activation"].values.astype(float).std(axis=1)
-    return np.where(found > 0, found, 1.0)
+    found = repeats.deviation_where_there(ds["activation"].values.astype(float))
+    return np.where(found == 0, 1.0, found)
 
 
 def loudest(ds: xr.Dataset, own: int) -> np.ndarray:

@@ -83,8 +83,14 @@ def typical_values(
 def of(name: str, values: np.ndarray) -> np.ndarray:
     """One typical value of each of n neurons from their activations (n, T), (n,).
 
-    ``name`` is that of the variable; quantiles are linear between order statistics.
+    Where an activation is NaN (an expert's neuron at a token that is not routed to it) it does not
+    count; the value is NaN where none does. ``name`` is that of the variable; quantiles are linear
+    between order statistics.
     """
+    there = ~np.isnan(values)
+    if not there.all():
+        rows = (row[known][None] for row, known in zip(values, there))
+        return np.array([of(name, row)[0] if row.size else np.nan for row in rows])
     kind = name.removeprefix("value_")
     mean, spread = values.mean(1), values.std(1)
     if name == MEAN:
