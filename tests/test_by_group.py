@@ -17,7 +17,10 @@ QUESTIONS = [
     }
     for i, length in enumerate((3, 12, 8, 9, 5, 13, 4, 7))
 ]
-EFFECTS = ["loss_total", "loss_direct", "entropy_total", "top1_total", "target_loss_total"]
+EFFECTS = [
+    "loss_total", "loss_direct", "entropy_total", "top1_total", "target_loss_total",
+    "temperature_share",
+]  # fmt: skip
 BY = ("effect_mean_by", "effect_abs_mean_by", "te_by", "de_by", "te_mediated_by", "mediated_by")
 
 

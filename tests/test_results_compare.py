@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -41,6 +42,8 @@ def pair(tmp_path, words, checkpoint, **more):
 def test_every_number_is_numpy_s(checkpoint, words, tmp_path):
     a, b = pair(tmp_path, words, checkpoint)
     found = confreg.compare(a, b, top=4, draws=300, seed=3)
+    shape = {"layers": 3, "width": 32, "neurons": 48, "heads": 4}
+    assert {name: a.attrs[f"model_{name}"] for name in shape} == shape
     keep = a["keep"].values
     va, vb = (ds["activation"].values[:, keep].astype(float) for ds in (a, b))
     close = {"rtol": 1e-5, "atol": 1e-7}
@@ -104,7 +107,7 @@ def test_every_number_is_numpy_s(checkpoint, words, tmp_path):
 def made(seed=0, **attrs):
     ds = report_data.synthetic(seed=seed)
     usual = {"complete": 1, "recipe": "entropy_neurons", "model_architecture": "llama",
-             "model_layers": 12, "corpus_sha256": "1",
+             "model_layers": 12, "model_width": 64, "model_neurons": 30, "corpus_sha256": "1",
              "mediated_total": "loss_total", "mediated_direct": "loss_direct"}  # fmt: skip
     ds = ds.assign_attrs(usual | attrs)
     return ds if "token_id" in ds else ds.assign_coords(token_id=("token", ds["token"].values))
@@ -123,6 +126,15 @@ def test_the_same_store_twice_has_no_change_and_intervals_at_zero():
     ("changes", "left_out"),
     [
         ({"model_layers": 24}, "different shapes"),
+        (
+            {"model_width": 128},
+            "shapes .llama, 12 layers, width 64, 30 neurons a layer; .*width 128",
+        ),
+        ({"model_neurons": 60}, "shapes .*, 30 neurons a layer; .*, 60 neurons a layer"),
+        (
+            {"mean_from": "b.txt", "mean_from_sha256": "0123456789"},
+            r"te, .*ablation_value: mean_from is not given and b\.txt \(01234567\)",
+        ),
         ({"corpus_sha256": "2"}, "token by token: the texts are different"),
         ({"ablation": "zero"}, "te, .*: ablation is .* and zero"),
         ({"null_dims": 7}, "null_fraction: null_dims is .* and 7"),
@@ -133,7 +145,7 @@ def test_what_cannot_be_compared_is_left_out_by_name(changes, left_out):
     found = confreg.compare(a, b, draws=20)
 
     assert re.search(left_out, found.attrs["left_out"])
-    if "model_layers" in changes:
+    if any(name.startswith("model_") for name in changes):
         assert "te_change" not in found
         assert "ks" in found
         assert "rank_correlation" not in found
@@ -141,10 +153,82 @@ def test_what_cannot_be_compared_is_left_out_by_name(changes, left_out):
         assert "te_change" in found
         assert "te_change_low" not in found
         assert "activation_correlation" not in found
-    if "ablation" in changes:
+    if "ablation" in changes or "mean_from" in changes:
         assert "te_change" not in found
         assert "effect_mean_change" not in found
         assert "w_out_norm_change" in found
+
+
+def test_old_stores_that_do_not_say_their_models_shape_are_compared():
+    a, old = made(), made()
+    for name in ("model_width", "model_neurons"):
+        del old.attrs[name]
+    assert "te_change" in confreg.compare(a, old, draws=20)
+    assert "te_change" in confreg.compare(old, old, draws=20)
+    other = old.isel(component=slice(32))
+    assert "width 64; llama, 12 layers, width 32" in confreg.compare(old, other).attrs["left_out"]
+
+
+def test_of_one_document_changes_are_there_and_no_intervals():
+    a = made().isel(token=slice(40))
+    found = confreg.compare(a, made(seed=1).isel(token=slice(40)).assign_coords(a.coords))
+    assert "intervals: the kept tokens are of one sequence" in found.attrs["left_out"]
+    assert "intervals" not in found.attrs["compared"]
+    for name in ("te_change", "activation_shift", "effect_mean_change", "token_mean_change"):
+        assert np.isfinite(found[name]).all()
+    assert not [name for name in found if str(name).endswith(("_low", "_high"))]
+
+
+def test_a_constant_activation_is_no_scale():
+    a, b = made(), made(seed=1)
+    a["activation"][0] = 0.1
+    a["activation"][1, 4:] = np.nan
+    a["activation"][2, 5:] = np.nan
+    a["te"][:5] = b["te"][:5] * [0.9, 0.95, 0.99, 1.05, 1.1]
+    some = [ds.isel(neuron=slice(5)) for ds in (a, b.assign_coords(a.coords))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of scipy's, where a p is 1 but for rounding
+        found = confreg.compare(*some, draws=20)
+    for name in ("activation_shift", "activation_shift_low", "deviation_ratio",
+                 "activation_correlation"):  # fmt: skip
+        np.testing.assert_array_equal(np.isnan(found[name]), [True, True, False, False, False])
+        assert np.isfinite(found[name][2:]).all()
+
+
+def with_shares(ds, seed):
+    """The dataset with effects whose share is one of means."""
+    draw, (n, t) = np.random.default_rng(seed), ds["effects"].shape[:2]
+    whole = draw.lognormal(-6, 2, (n, t))
+    left = whole * draw.beta(4, 2, (n, t))
+    names = ["divergence_total", "divergence_tempered_total", "temperature_share", "predicted"]
+    cube = np.stack([whole, left, 1 - left / whole, draw.integers(0, 9, (n, t))], -1)
+    cube[0, 7, 2] = np.nan  # too small a divergence to be shared
+    more = xr.Variable(ds["effects"].dims, cube)
+    both = xr.Variable.concat([ds["effects"].variable, more], "effect")
+    found = ds.drop_dims("effect").assign(effects=both)
+    found = found.assign_coords(effect=[*ds["effect"].values.tolist(), *names])
+    return found.assign_attrs(effects_reduced="temperature_share predicted")
+
+
+def test_a_temperature_share_is_of_means():
+    a, b = with_shares(made(), 1), with_shares(made(), 2)
+    found = confreg.compare(a, b, draws=20, seed=3).sel(effect="temperature_share")
+    sums = [
+        ds["effects"].isel(token=ds["keep"].values).sel(effect=name).sum("token").values
+        for ds in (a, b) for name in ("divergence_tempered_total", "divergence_total")
+    ]  # fmt: skip
+    change = sums[0] / sums[1] - sums[2] / sums[3]
+    for name in ("effect_mean_change", "effect_abs_mean_change"):
+        np.testing.assert_allclose(found[name], change, rtol=1e-6)
+        assert (found[f"{name}_low"] < found[f"{name}_high"]).all()
+    # Of a share of which a store does not keep what it follows from, and of what has no mean.
+    bare = [ds.drop_sel(effect="divergence_total") for ds in (a, b)]
+    found = confreg.compare(*bare, draws=20)
+    assert "temperature_share, predicted: what " in found.attrs["left_out"]
+    assert np.isnan(
+        found["effect_mean_change"].sel(effect=["temperature_share", "predicted"])
+    ).all()
+    assert np.isfinite(found["effect_mean_change"].sel(effect="loss_total")).all()
 
 
 def test_other_things_are_refused_in_a_sentence():

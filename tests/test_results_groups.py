@@ -49,6 +49,44 @@ def test_means_by_group():
         np.testing.assert_allclose(here["mediated_by"], share, rtol=1e-6)
 
 
+def test_a_temperature_share_is_of_means_in_each_group():
+    ds = dataset()
+    whole = np.abs(ds["effects"].values[..., 0].astype(float))
+    left = whole * np.random.default_rng(4).random(whole.shape)
+    ds = ds.drop_vars("effect").assign(
+        effects=(("neuron", "token", "effect"), np.stack([whole, left, 1 - left / whole], -1))
+    )
+    names = ["divergence_total", "divergence_tempered_total", "temperature_share"]
+    ds = ds.assign_coords(effect=names)
+    by_group = ds.confreg.mean(by="category").sel(effect="temperature_share")
+    keep, shares = ds["keep"].values, []
+    for group in ("even", "odd"):
+        some = keep & (ds["category"].values == group)
+        shares.append(1 - np.nansum(left[:, some], 1) / np.nansum(whole[:, some], 1))
+        for name in ("effect_mean_by", "effect_abs_mean_by"):
+            np.testing.assert_allclose(by_group[name].sel(group=group), shares[-1], rtol=1e-6)
+    compared = ds.confreg.compare_groups("even", "odd", draws=50).sel(effect="temperature_share")
+    np.testing.assert_allclose(compared["difference"], shares[0] - shares[1], rtol=1e-6)
+    # Of what has no mean that is known here there is none.
+    unknown = ds.assign_attrs(effects_reduced="divergence_total")
+    assert np.isnan(unknown.confreg.mean(by="category")["effect_mean_by"][:, 0]).all()
+    assert unknown.confreg.compare_groups("even", "odd", draws=9)["q"][:, 0].isnull().all()
+
+
+def test_draws_that_leave_a_group_nothing_are_not_counted():
+    """Of two documents that say anything, each draw that tells them apart finds as much."""
+    values = np.array([3.0, np.nan, np.nan, -4.0, np.nan, np.nan])
+    ds = xr.Dataset(
+        {"effects": (("neuron", "token", "effect"), values[None, :, None])},
+        coords={
+            "document": ("token", np.arange(6)),
+            "category": ("token", [0, 0, 0, 1, 1, 1]),
+            "keep": ("token", np.ones(6, dtype=bool)),
+        },
+    )
+    assert float(ds.confreg.compare_groups(0, 1, draws=50)["p"][0, 0]) == 1
+
+
 def test_p_is_that_of_all_permutations_of_documents():
     ds = dataset().isel(neuron=slice(0, 6))
     found = ds.confreg.compare_groups("even", "odd", draws=4000)

@@ -22,6 +22,7 @@ from confreg.sweep.step import Step
 if TYPE_CHECKING:
     import xarray as xr
 
+    from confreg.models import Description
     from confreg.models.network import Network
     from confreg.progress import Progress
     from confreg.study import Study
@@ -258,9 +259,20 @@ def _of_model(model: Network) -> dict[str, str | int]:
         "model": about.name,
         "model_revision": about.revision or "",
         "model_architecture": about.architecture,
-        "model_layers": about.n_layers,
+        **_shape(about),
         "dtype": about.dtype,
         **({"model_adapter": model.adapter} if model.adapter else {}),
+    }
+
+
+def _shape(about: Description) -> dict[str, int]:
+    """What `confreg.compare` needs to know that neurons of one name are the same ones."""
+    return {
+        "model_layers": about.n_layers,
+        "model_width": about.d_model,
+        "model_neurons": about.n_neurons,
+        "model_heads": about.n_heads,
+        **({"model_experts": about.n_experts} if about.n_experts > 1 else {}),
     }
 
 
@@ -287,7 +299,8 @@ def _configuration(
     from confreg.models.fingerprint import fingerprint
 
     of_model = _of_model(study.model)
-    of_model.pop("model_layers", None)
+    if study.model.is_language_model:  # the weights say that too
+        of_model = {k: v for k, v in of_model.items() if k not in _shape(study.model.about)}
     used = dict.fromkeys([study.model, *(each for item in items for each in _models(item))])
     for network in used:
         network.fingerprint = fingerprint(network)

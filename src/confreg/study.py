@@ -85,6 +85,8 @@ class Study:
         ConfregError
             An effect that the recipe does not declare, with the list of those that it does.
         """
+        from confreg.derive.means import reduced
+
         every = (*self._usual, *self._on_request)
         asked = self.options.effects
         if asked is None:
@@ -100,7 +102,10 @@ class Study:
                     f"Recipe {self._recipe!r} has no effect {name!r}. It has: {', '.join(known)}."
                 )
         needed = [needs for name in wanted for needs in known[name].needs]
-        return tuple(effect for effect in every if effect.name in [*wanted, *needed])
+        found = tuple(effect for effect in every if effect.name in [*wanted, *needed])
+        if own := reduced(found):
+            self.attributes["effects_reduced"] = " ".join(own)
+        return found
 
     @functools.cached_property
     def _named(self) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from confreg.axes import Variable
+from confreg.derive.means import of_sums, reduced
 from confreg.derive.mediated import mediated
 from confreg.sweep.step import Derivation
 
@@ -24,21 +25,16 @@ def means(subject: str, effects: Sequence[Effect], groups: Groups) -> Derivation
     From ``effect_sum_by``, ``effect_abs_sum_by`` and ``effect_undefined_by``; over the tokens at
     which the effect is defined.
     """
-    sizes = groups.sizes
+    sizes, names, own = groups.sizes, [effect.name for effect in effects], reduced(effects)
 
     def means_by_group(ds: xr.Dataset) -> dict[str, Any]:
         count = sizes - ds["effect_undefined_by"].values
-        found: dict[str, Any] = {"group_size": sizes}
-        signed = ds["effect_sum_by"].values
-        totals = {effect.name: signed[:, i] for i, effect in enumerate(effects)}
-        with np.errstate(invalid="ignore", divide="ignore"):
-            for name in ("mean", "abs_mean"):
-                table = ds[f"effect_{name.removesuffix('mean')}sum_by"].values / count
-                for column, effect in enumerate(effects):
-                    if effect.measure.reduced is not None:
-                        table[:, column] = effect.measure.reduced(totals)
-                found[f"effect_{name}_by"] = table
-        return found
+        signed, absolute = (ds[f"effect_{name}_by"].values for name in ("sum", "abs_sum"))
+        return {
+            "group_size": sizes,
+            "effect_mean_by": of_sums(signed, count, names, own),
+            "effect_abs_mean_by": of_sums(absolute, count, names, own, signed),
+        }
 
     dims, over = (subject, "effect", "group"), f"over kept tokens of one {groups.by}"
     units = "see effect_units"

@@ -13,27 +13,47 @@ distributions are compared. What cannot be is left out, with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from confreg.derive.means import of_sums
 from confreg.errors import ConfregError
 from confreg.results import axes
+from confreg.results.groups import not_known, own_means
 from confreg.results.overlap import by_chance
 from confreg.results.resampling import Documents
 
+ABLATED = (
+    "te", "de", "mediated", "effect", "shift", "accuracy", "mean_confidence", "ece", "mce", "brier",
+    "transition", "taken_back",
+)  # fmt: skip
+MEANS = ("ablation_value", "activation_deviation")
 SETTINGS = {
-    "ablation": ("te", "de", "mediated", "effect", "shift", "accuracy", "ece", "mce", "brier"),
-    "mean_over": ("te", "de", "mediated", "effect", "ablation_value"),
+    "ablation": ABLATED,
+    "mean_over": (*ABLATED, *MEANS, "mean_activation", "above_share"),
+    "mean_from_sha256": (*ABLATED, *MEANS),
     "centre_vocabulary": ("logit_var", "null_fraction", "vocab_", "singular_value"),
     "null_dims": ("null_fraction",),
     "parameter_kurtosis_above": ("role",),
     "parameter_variance_above": ("role",),
 }
 """Attributes, and beginnings of names of variables that mean something else where they differ."""
+
+SHAPE = {
+    "model_architecture": "{}",
+    "model_layers": "{} layers",
+    "model_width": "width {}",
+    "model_neurons": "{} neurons a layer",
+    "model_experts": "{} experts a layer",
+    "model_heads": "{} heads a layer",
+}
+"""Attributes that say of what shape a model is; what a store does not say agrees with all."""
 
 PER_TOKEN = ("loss", "entropy", "norm_scale", "confidence", "correct")
 CHUNK = 64
@@ -105,14 +125,18 @@ def compare(
     terms = agree(first, second)
     found = _numbers(first, second, terms, top)
     if terms.tokens:
-        documents = Documents(first, draws, seed)
+        documents = Documents(first, draws, seed, least=1)
         found |= _per_token(first, second, documents)
         if terms.rows is not None:
             found |= _activations(first, second, terms, documents)
             found |= _effects(first, second, terms, documents)
-        terms.said.append(
-            f"intervals by drawing {len(documents)} {documents.what}s anew, {draws:,} times"
-        )
+        if len(documents) > 1:
+            terms.said.append(
+                f"intervals by drawing {len(documents)} {documents.what}s anew, {draws:,} times"
+            )
+        else:
+            terms.refused.append(f"intervals: the kept tokens are of one {documents.what}")
+            found = {k: v for k, v in found.items() if not k.endswith(("_low", "_high"))}
     if terms.rows is not None and all("w_out" in ds for ds in (first, second)):
         found["w_out_cosine"] = _cosine(first, second, terms)
     if not found:
@@ -172,14 +196,12 @@ def agree(first: xr.Dataset, second: xr.Dataset) -> Terms:
 
 def _agree_on_subjects(first: xr.Dataset, second: xr.Dataset, terms: Terms) -> None:
     dim = terms.subject
-    shapes = [
-        (ds.attrs.get("model_architecture"), ds.attrs.get("model_layers"), _width(ds))
-        for ds in (first, second)
-    ]
+    shapes = [_shape(ds) for ds in (first, second)]
+    both = [name for name in SHAPE if all(name in shape for shape in shapes)]
     labels = [axes.texts(ds, dim) for ds in (first, second)]
     common = set(labels[0]) & set(labels[1])
-    if shapes[0] != shapes[1]:
-        words = [f"{a}, {b} layers, width {c}" for a, b, c in shapes]
+    if any(shapes[0][name] != shapes[1][name] for name in both):
+        words = [", ".join(SHAPE[name].format(shape[name]) for name in both) for shape in shapes]
         terms.refused.append(
             f"{dim}s one by one: the models are of different shapes ({words[0]}; {words[1]})"
         )
@@ -198,9 +220,10 @@ def _agree_on_subjects(first: xr.Dataset, second: xr.Dataset, terms: Terms) -> N
         terms.said.append(f"distributions over {len(labels[0]):,} and {len(labels[1]):,} {dim}s")
 
 
-def _width(ds: xr.Dataset) -> int | None:
-    """The width of the residual stream, where the store knows it."""
-    return ds.sizes.get("component")
+def _shape(ds: xr.Dataset) -> dict[str, Any]:
+    """What a store knows of its model's shape; an old one its width by the null space alone."""
+    found = {"model_width": ds.sizes.get("component")} | ds.attrs
+    return {name: found[name] for name in SHAPE if found.get(name) is not None}
 
 
 def _agree_on_tokens(first: xr.Dataset, second: xr.Dataset, terms: Terms) -> None:
@@ -239,15 +262,25 @@ def _comparable(first: xr.Dataset, second: xr.Dataset, terms: Terms) -> list[str
             terms.refused.append(f"{', '.join(alone)}: only the {word} store has it")
     both = [name for name in found if name in others]
     for attribute, beginnings in SETTINGS.items():
-        one, other = (ds.attrs.get(attribute) for ds in (first, second))
-        if one == other:
+        if not _differ(first, second, attribute):
             continue
         away = [name for name in both if name.startswith(beginnings)]
         if away:
-            word = attribute.removeprefix("parameter_")
+            word = attribute.removeprefix("parameter_").removesuffix("_sha256")
+            one, other = (_setting(ds, attribute) for ds in (first, second))
             terms.refused.append(f"{', '.join(away)}: {word} is {one} and {other}")
         both = [name for name in both if name not in away]
     return both
+
+
+def _differ(first: xr.Dataset, second: xr.Dataset, attribute: str) -> bool:
+    return first.attrs.get(attribute) != second.attrs.get(attribute)
+
+
+def _setting(ds: xr.Dataset, attribute: str) -> str:
+    """A setting in words; of contents that a digest tells apart, what they are called too."""
+    value, name = str(ds.attrs.get(attribute, "not given")), attribute.removesuffix("_sha256")
+    return f"{ds.attrs[name]} ({value[:8]})" if name != attribute and name in ds.attrs else value
 
 
 def _numbers(first: xr.Dataset, second: xr.Dataset, terms: Terms, top: int) -> dict[str, Any]:
@@ -268,7 +301,9 @@ def _numbers(first: xr.Dataset, second: xr.Dataset, terms: Terms, top: int) -> d
         known = [x[np.isfinite(x)] for x in (one, other)]
         if all(len(x) for x in known):
             exact = max(map(len, known)) <= 1000
-            ks: Any = stats.ks_2samp(known[0], known[1], method="exact" if exact else "asymp")
+            with warnings.catch_warnings():  # where it cannot be exact, scipy says so, and is not
+                warnings.filterwarnings("ignore", ".*Exact calculation unsuccessful")
+                ks: Any = stats.ks_2samp(known[0], known[1], method="exact" if exact else "asymp")
             row |= {"ks": float(ks.statistic), "ks_p": float(ks.pvalue)}
         if terms.rows is not None:
             one, other = one[terms.rows[0]], other[terms.rows[1]]
@@ -379,8 +414,9 @@ def _activations(
         with np.errstate(invalid="ignore", divide="ignore"):
             means = [x.sum(-1) / n for x in (a, b)]
             centred = [np.where(defined, x - m[:, None], 0) for x, m in zip((a, b), means)]
-            sd = [np.sqrt(np.square(x).sum(-1) / n) for x in centred]
-            r = (centred[0] * centred[1]).sum(-1) / n / (sd[0] * sd[1])
+            sd = [_spread(x, y, n) for x, y in zip(centred, (a, b))]
+            scale = [np.where(x > 0, x, np.nan) for x in sd]
+            r = (centred[0] * centred[1]).sum(-1) / n / (scale[0] * scale[1])
             counts = documents.sums(defined)
             moved = documents.sums(b - a)
             fires = documents.sums((b > 0).astype(float) - (a > 0))
@@ -390,9 +426,9 @@ def _activations(
             ) -> Any:
                 return (total @ weights) / (k @ weights)
 
-            shift = [x / sd[0] for x in documents.interval(share)]
+            shift = [x / scale[0] for x in documents.interval(share)]
             frequency = documents.interval(lambda w, f=fires, k=counts: (f @ w) / (k @ w))
-            parts.append([r, sd[1] / sd[0], *shift, *frequency])
+            parts.append([r, sd[1] / scale[0], *shift, *frequency])
     r, ratio, shift, s_low, s_high, fires, f_low, f_high = map(np.concatenate, zip(*parts))
     over = "over resampled documents"
     return {
@@ -409,6 +445,13 @@ def _activations(
     }  # fmt: skip
 
 
+def _spread(centred: np.ndarray, values: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """σ of each row; 0 where it is constant up to rounding, or is there at one token only."""
+    squares = np.square(centred).sum(-1)
+    constant = squares <= 1e-12 * np.square(values).sum(-1)
+    return np.where(constant, 0.0, np.sqrt(squares / n))
+
+
 def _effects(
     first: xr.Dataset, second: xr.Dataset, terms: Terms, documents: Documents
 ) -> dict[str, Any]:
@@ -421,46 +464,24 @@ def _effects(
                     "(--reduce token)"
                 )
             return {}
-    for attribute in ("ablation", "mean_over"):
-        if first.attrs.get(attribute) != second.attrs.get(attribute):
-            return {}  # refused with the variables that follow from them
+    if any(_differ(first, second, each) for each, names in SETTINGS.items() if "effect" in names):
+        return {}  # refused with the variables that follow from them
     names = [str(n) for n in first["effect"].values if n in second["effect"].values]
     if not names:
         terms.refused.append("effects: the stores have none in common")
         return {}
     first, second = (ds.sel(effect=names) for ds in (first, second))
+    own = own_means(first, names)
+    if unknown := [name for name, mean in own.items() if mean is not_known]:
+        terms.refused.append(
+            f"{', '.join(unknown)}: what they are of many tokens their recipe knows"
+        )
+    mean = functools.partial(of_sums, names=names, own=own)
     pathways = [names.index(first.attrs[k]) for k in ("mediated_total", "mediated_direct")
                 if first.attrs.get(k) in names]  # fmt: skip
     parts: list[list[np.ndarray]] = []
     for a, b in _chunks(first, second, "effects", terms, documents.keep):
-        a, b = (np.moveaxis(x, 1, -1) for x in (a, b))  # (n, E, T)
-        defined = np.isfinite(a) & np.isfinite(b)
-        a, b = np.where(defined, a, 0.0), np.where(defined, b, 0.0)
-        counts = documents.sums(defined)
-        signed = [documents.sums(x) for x in (a, b)]
-        size = [documents.sums(np.abs(x)) for x in (a, b)]
-
-        def mean(
-            weights: np.ndarray, sums: list[np.ndarray] = signed, k: np.ndarray = counts
-        ) -> np.ndarray:
-            return ((sums[1] - sums[0]) @ weights) / (k @ weights)
-
-        with np.errstate(invalid="ignore", divide="ignore"):
-            row = [
-                *documents.interval(mean),
-                *documents.interval(lambda w, s=size, k=counts: ((s[1] - s[0]) @ w) / (k @ w)),
-            ]
-            if len(pathways) == 2:
-                te, de = pathways
-
-                def share(weights: np.ndarray, s: list[np.ndarray] = size, te: int = te,
-                          de: int = de, k: np.ndarray = counts) -> np.ndarray:  # fmt: skip
-                    n = k @ weights
-                    te_, de_ = ([x[:, at] @ weights / n[:, at] for x in s] for at in (te, de))
-                    return (1 - de_[1] / te_[1]) - (1 - de_[0] / te_[0])
-
-                row += documents.interval(share)
-        parts.append(row)
+        parts.append(_changes(a, b, documents, mean, pathways))
     columns = [np.concatenate(each) for each in zip(*parts)]
     over = "over resampled documents"
     found: dict[str, Any] = {}
@@ -483,6 +504,39 @@ def _effects(
                 dim, columns[6 + column], _said(f"{percent} % of mediated_change {over}")
             )  # fmt: skip
     return found
+
+
+def _changes(
+    a: np.ndarray, b: np.ndarray, documents: Documents, mean: Callable[..., np.ndarray],
+    pathways: list[int],
+) -> list[np.ndarray]:  # fmt: skip
+    """Of effects (n, T, E): how means change, those of absolute values and the mediated share.
+
+    Each with both ends of its interval; ``mean`` as `of_sums`.
+    """
+    a, b = (np.moveaxis(x, 1, -1) for x in (a, b))
+    defined = np.isfinite(a) & np.isfinite(b)
+    counts = documents.sums(defined)
+    both = [np.where(defined, x, 0.0) for x in (a, b)]
+    signed, size = ([documents.sums(f(x)) for x in both] for f in (np.positive, np.abs))
+
+    def change(weights: np.ndarray) -> np.ndarray:
+        one, other = (mean(x @ weights, counts @ weights) for x in signed)
+        return other - one
+
+    def change_of_size(weights: np.ndarray) -> np.ndarray:
+        one, other = (
+            mean(x @ weights, counts @ weights, signed=y @ weights) for x, y in zip(size, signed)
+        )
+        return other - one
+
+    def change_of_share(weights: np.ndarray) -> np.ndarray:
+        te, de = ([x[:, at] @ weights / (counts[:, at] @ weights) for x in size] for at in pathways)
+        return (1 - de[1] / te[1]) - (1 - de[0] / te[0])
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        wanted = (change, change_of_size, *[change_of_share] * (len(pathways) == 2))
+        return [each for statistic in wanted for each in documents.interval(statistic)]
 
 
 def _cosine(first: xr.Dataset, second: xr.Dataset, terms: Terms) -> Any:

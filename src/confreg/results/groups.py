@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from confreg.derive.discovery import q_values
+from confreg.derive.means import Reduced, of_sums, reduced
 from confreg.derive.mediated import mediated
 from confreg.errors import ConfregError
 from confreg.results.resampling import DRAWS, resampled
@@ -31,9 +33,9 @@ def mean(ds: xr.Dataset, by: str) -> xr.Dataset:
     -------
     Dataset
         ``effect_mean_by`` and ``effect_abs_mean_by (subject, effect, group)``, over the tokens at
-        which the effect is defined; ``group_size (group)``, kept tokens; and where the run had
-        both pathways, ``te_by``, ``de_by``, ``te_mediated_by`` and ``mediated_by (subject,
-        group)``. The coordinate ``group`` has the values of ``by``.
+        which the effect is defined, see also `own_means`; ``group_size (group)``, kept tokens; and
+        where the run had both pathways, ``te_by``, ``de_by``, ``te_mediated_by`` and ``mediated_by
+        (subject, group)``. The coordinate ``group`` has the values of ``by``.
 
     Raises
     ------
@@ -44,14 +46,15 @@ def mean(ds: xr.Dataset, by: str) -> xr.Dataset:
     keep = ds["keep"].values
     groups, codes = np.unique(labels[keep], return_inverse=True)
     one = np.eye(len(groups))[codes]  # (kept, group)
+    names = effects["effect"].values.tolist()
+    own = own_means(ds, names)
     signed, absolute = [], []
     for block in _blocks(effects, keep):
         defined = np.isfinite(block)
         block = np.where(defined, block, 0.0)
-        with np.errstate(invalid="ignore"):
-            count = _summed(defined, one)
-            signed.append(_summed(block, one) / count)
-            absolute.append(_summed(np.abs(block), one) / count)
+        count, sums = _summed(defined, one), _summed(block, one)
+        signed.append(of_sums(sums, count, names, own))
+        absolute.append(of_sums(_summed(np.abs(block), one), count, names, own, sums))
     subject = effects.dims[0]
     dims, units = (subject, "effect", "group"), {"units": "see effect_units"}
     over = f"over kept tokens of one {by}"
@@ -120,7 +123,8 @@ def compare(
     Dataset
         ``difference (subject, effect)``, the mean over kept tokens of the first group less that
         of the second; ``p``, the share of permutations of the documents' groups whose difference
-        is at least as large in absolute value, (1 + count) / (1 + draws); ``q``, Benjamini and
+        is at least as large in absolute value, (1 + count) / (1 + draws), of the draws that leave
+        both groups a token at which the effect is defined; ``q``, Benjamini and
         Hochberg's, of the p of one effect over all subjects; ``low`` and ``high``, a 95 %
         percentile interval by resampling documents within each group. ``documents
         (side)`` says how many there are.
@@ -159,11 +163,13 @@ def compare(
     permuted = np.stack([generator.permutation(is_first) for _ in range(draws)]).astype(np.float64)
     weights = [resampled(generator, mask, draws) for mask in (is_first, ~is_first)]
     one = np.eye(len(names))[codes]
+    of = effects["effect"].values.tolist()
+    mean = functools.partial(of_sums, names=of, own=own_means(ds, of))
     parts = []
     for block in _blocks(effects, used):
         defined = np.isfinite(block)
         sums, counts = _summed(np.where(defined, block, 0.0), one), _summed(defined, one)
-        parts.append(_compared(sums, counts, is_first, permuted, weights))
+        parts.append(_compared(sums, counts, mean, is_first, permuted, weights))
     dims = (effects.dims[0], "effect")
     long_names = {
         "difference": f"mean effect where {by} is {first} less that where it is {second}",
@@ -194,6 +200,7 @@ def compare(
 def _compared(
     sums: np.ndarray,
     counts: np.ndarray,
+    mean: Callable[[np.ndarray, np.ndarray], np.ndarray],
     is_first: np.ndarray,
     permuted: np.ndarray,
     weights: list[np.ndarray],
@@ -201,17 +208,19 @@ def _compared(
     """Difference, p, low and high, each (n, E), from documents' sums and counts (n, E, D)."""
 
     def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return (sums @ one.T) / (counts @ one.T) - (sums @ other.T) / (counts @ other.T)
+        first, second = (mean(sums @ some.T, counts @ some.T) for some in (one, other))
+        return first - second
 
     mask = is_first[None].astype(np.float64)
     seen = difference(mask, 1 - mask)  # (n, E, 1)
-    larger = np.zeros(seen.shape[:2])
+    larger, known = np.zeros((2, *seen.shape[:2]))
     # What rounds otherwise in another order of the sum is as large.
     least = np.abs(seen) * (1 - 1e-12)
     for start in range(0, len(permuted), DRAWS):
         some = permuted[start : start + DRAWS]
-        larger += (np.abs(difference(some, 1 - some)) >= least).sum(-1)
+        size = np.abs(difference(some, 1 - some))
+        larger += (size >= least).sum(-1)
+        known += np.isfinite(size).sum(-1)  # not where a group has no token that says anything
     drawn = np.concatenate(
         [
             difference(weights[0][start : start + DRAWS], weights[1][start : start + DRAWS])
@@ -222,7 +231,7 @@ def _compared(
     with warnings.catch_warnings():  # an effect that is defined in no document has no interval
         warnings.filterwarnings("ignore", "All-NaN slice")
         low, high = np.nanpercentile(drawn, (2.5, 97.5), axis=-1)
-    p = np.where(np.isnan(seen[..., 0]), np.nan, (1 + larger) / (1 + len(permuted)))
+    p = np.where(np.isnan(seen[..., 0]), np.nan, (1 + larger) / (1 + known))
     return seen[..., 0], p, low, high
 
 
@@ -234,6 +243,30 @@ def _summed(block: np.ndarray, one: np.ndarray) -> np.ndarray:
 def _blocks(effects: xr.DataArray, tokens: np.ndarray) -> Iterator[np.ndarray]:
     for start in range(0, effects.shape[0], _CHUNK):
         yield effects[start : start + _CHUNK].values[:, tokens].astype(np.float64)
+
+
+def own_means(ds: xr.Dataset, names: Sequence[str]) -> Reduced:
+    """What effects of a store are over several tokens, where not the mean of the tokens' values.
+
+    ``temperature_share`` is 1 − Σ D_tempered / Σ D: of means, never a mean of shares. NaN of an
+    effect for which only its recipe knows it, or of which what it follows from is not there.
+    """
+    # Stores from before there was the attribute have no other that a recipe of confreg measures.
+    said = str(ds.attrs.get("effects_reduced", "temperature_share")).split()
+    wanted = [name for name in said if name in names]
+    if not wanted:
+        return {}
+    from confreg.effects import temperature_share
+
+    effect = temperature_share.total
+    there = set(effect.needs) <= set(names)
+    known = reduced([effect]) if there else {}
+    return {name: known.get(name, not_known) for name in wanted}
+
+
+def not_known(sums: Any) -> float:
+    """What stands for a mean that only a recipe knows: NaN."""
+    return np.nan
 
 
 def checked_effects(ds: xr.Dataset) -> xr.DataArray:

@@ -32,6 +32,8 @@ class Documents:
     draws, seed : int
     what : str, optional
         The label that tells them apart, see the attribute.
+    least : int
+        As many there must be. An interval needs two.
 
     Attributes
     ----------
@@ -42,14 +44,16 @@ class Documents:
     Raises
     ------
     ConfregError
-        Kept tokens are of fewer than two.
+        Kept tokens are of fewer.
     """
 
-    def __init__(self, ds: xr.Dataset, draws: int, seed: int, what: str = "") -> None:
+    def __init__(
+        self, ds: xr.Dataset, draws: int, seed: int, what: str = "", least: int = 2
+    ) -> None:
         self.what = what or ("document" if "document" in ds.coords else "sequence")
         self.keep = ds["keep"].values.astype(bool)
         names, codes = np.unique(ds[self.what].values[self.keep], return_inverse=True)
-        if len(names) < 2:
+        if len(names) < least:
             raise ConfregError(
                 f"The kept tokens are of one {self.what}: an interval needs two or more. Give more "
                 "text, or a smaller --sequence-length."
