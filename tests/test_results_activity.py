@@ -288,13 +288,13 @@ def test_tables_and_pages_say_what_an_activation_goes_with(tmp_path, capsys):
     assert families.in_words(ds, "set", names) == {}
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_the_recipe_says_what_a_store_of_activations_says(kind, checkpoint, tmp_path):
-    """Sums by token, in small units, against every activation."""
+@pytest.mark.parametrize(("kind", "keep"), [("gpt2", None), ("llama", ["all"])])
+def test_the_recipe_says_what_a_store_of_activations_says(kind, keep, checkpoint, tmp_path):
+    """Sums by token, in small units, against every activation; first tokens have none before."""
     text = [" ".join(f"w{2 + (i * 7 + j * j) % 60}" for i in range(60)) for j in range(30)]
     options = {
         "model": str(checkpoint(kind)), "text": text, "neurons": "1:0-3,2:0-5", "progress": False,
-        "sequence_length": 32, "max_tokens": 1200, "unit_tokens": 96,
+        "sequence_length": 32, "max_tokens": 1200, "unit_tokens": 96, "keep": keep, "bos": "text",
     }  # fmt: skip
     whole = confreg.run("activations", activations=True, out=tmp_path / "a.zarr", **options)
     stored = confreg.families(whole)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,21 @@ def features(texts: Sequence[str], counts: np.ndarray) -> Iterator[tuple[str, np
     for number in np.argsort(-total, kind="stable")[:FREQUENT]:
         if spelled[number]:
             yield f"the token {str(spelled[number])!r}", which == number
+
+
+def before(values: np.ndarray, position: np.ndarray, nothing: Any) -> np.ndarray:
+    """What stands before each token in its sequence, (T,): ``nothing`` before the first.
+
+    Parameters
+    ----------
+    values, position : ndarray (T,)
+        Of tokens, sequence after sequence; a sequence begins at position 0.
+    nothing
+        Of the type of the values.
+    """
+    found = np.append(nothing, values[:-1]).astype(values.dtype)
+    found[position == 0] = nothing
+    return found
 
 
 def usable(

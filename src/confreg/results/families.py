@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from confreg.derive.features import first_largest, information, usable
+from confreg.derive.features import before, first_largest, information, usable
 from confreg.errors import ConfregError
 from confreg.results import activity
 
@@ -142,11 +142,9 @@ def _position_information(on: np.ndarray, position: np.ndarray) -> np.ndarray:
 def _marks(ds: xr.Dataset, keep: np.ndarray, least: int) -> tuple[list[str], np.ndarray]:
     """Features of tokens and of the tokens before them: names, and (F, T) bool."""
     texts = np.array([str(each) for each in ds["token_text"].values], dtype=object)
-    before = np.append("", texts[:-1])
-    before[ds["position"].values == 0] = ""
     sides = [
         np.unique(several[keep], return_inverse=True, return_counts=True)
-        for several in (texts, before)
+        for several in (texts, before(texts, ds["position"].values, ""))
     ]
     found = usable([(used.tolist(), counts) for used, _, counts in sides], least)
     return [name for name, *_ in found], np.stack([has[sides[side][1]] for _, side, has in found])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from confreg.axes import Axis, Label, Spans, Variable
-from confreg.derive.features import first_largest, information, usable
+from confreg.derive.features import before, first_largest, information, usable
 from confreg.errors import ConfregError
 from confreg.steps.values import activation_unit, read_activations, refuse_experts
 from confreg.sweep.step import Derivation, Item, Step
@@ -74,11 +74,13 @@ def families(study: Study, neurons: NeuronAxis, tokens: Text, least: int = 30) -
     """
     refuse_experts(study.model, "shares of their variance over all of them say little.")
     table, keep = tokens.table, tokens.keep
+    previous, said = (
+        before(of, table.position, nothing)
+        for of, nothing in ((table.token_id, -1), (table.text, ""))
+    )
     groups = {
         "token": Groups.by(table.token_id, keep, table.text),
-        "before": Groups.by(
-            np.append(-1, table.token_id[:-1]), keep, np.append("", table.text[:-1])
-        ),
+        "before": Groups.by(previous, keep, said),
         "position": Groups.by(table.position, keep),
     }
     total = int(keep.sum())
