@@ -22,7 +22,16 @@ from confreg import effects as fx
 from confreg import models
 from confreg.cli import main
 from confreg.errors import ConfregError
-from confreg.models import Model, agreement, classes, derived, families, lookup, verify
+from confreg.models import (
+    Model,
+    agreement,
+    classes,
+    derived,
+    families,
+    lookup,
+    verified,
+    verify,
+)
 
 # What has a table's row and another derived one: it is refused, or found to be wrong.
 DERIVED_WRONG = {
@@ -56,9 +65,8 @@ def test_every_tested_row_verifies(architecture):
     assert ("experts" in found) == (architecture in zoo.EXPERTS)
     if architecture in zoo.EXPERTS:
         assert found["experts"].largest > 0.3
-        assert found["neurons"].is_compared == (architecture in zoo.BEGIN_PLAIN)
     else:
-        assert found["neurons"].is_compared == (architecture not in ("bloom", "lfm2", "lfm2_vl"))
+        assert found["neurons"].is_compared == (architecture != "olmo_hybrid")
     assert found["heads"].is_compared == any(model_of(architecture).attends)
 
 
@@ -79,8 +87,35 @@ def mutations(row, config):
         yield "layer's scale", {"scaled_sum": None}
     if row.shared_gate:
         yield "shared gate", {"shared_gate": ""}
+    yield from read_otherwise(row, config)
 
 
+def read_otherwise(row, config):
+    """Rows that are wrong in what neurons read."""
+    before = row.before_mlp(config)
+    if not row.up:
+        return
+    if row.gate not in ("", row.up):
+        yield "gate and up swapped", {"up": row.gate, "gate": row.up}
+        yield "no gate", {"gate": ""}
+    if row.up == row.gate:
+        yield "not fused", {"gate": ""}
+    if not row.parallel:
+        first = OTHER_NORM.get(row.wraps or row.model_type, "input_layernorm")
+        yield "norm before", {"norm_before": None if before else "post_attention_layernorm"}
+        if before and row.layers.partition(".")[0] == "model":
+            yield "another norm before", {"norm_before": first}
+    if row.input_factor(config) != 1:
+        yield "gate factor", {"gate_factor": 1.0}
+
+
+READ = {"gate and up swapped", "no gate", "not fused", "norm before", "another norm before"}
+READ |= {"gate factor"}
+OTHER_NORM = {
+    "apertus": "attention_layernorm",
+    "lfm2": "operator_norm",
+    "opt": "self_attn_layer_norm",
+}
 FIRST_NORM = {"gpt2": "ln_2", "llama": "post_attention_layernorm", "bloom": "input_layernorm"}
 
 
@@ -93,8 +128,13 @@ def test_wrong_rows_are_found_out(architecture):
             continue
         mutant = with_row(model, **changes)
         if part == "final norm":  # it is called before the neurons are
-            with pytest.raises(OutOfOrderError):
+            with pytest.raises(
+                ConfregError, match="order in which its row names its parts"
+            ) as found:
                 verify.verify(mutant)
+            assert isinstance(found.value.__cause__, OutOfOrderError)
+        elif part in READ:
+            assert found_wrong(mutant) == ["neurons"], part
         else:
             assert {"exact", "scale", "experts"} & set(found_wrong(mutant)), part
 
@@ -171,18 +211,6 @@ def test_experts_that_are_read_wrong_are_found_out(architecture, wrong, monkeypa
     assert found_wrong(model_of(architecture))[0] == "experts"
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2_vl", "gemma", "phi3", "gptj"])
-def test_gate_and_up_are_told_apart(architecture):
-    model, ids = model_of(architecture), zoo.tokens(1)
-    own = verify.neurons(model, ids)
-    assert own.is_compared
-    assert own.ok
-    if architecture in ("llama", "qwen2_vl", "gemma"):
-        swapped = verify.neurons(model, ids, verify.Gated("up_proj", "gate_proj"))
-        assert not swapped.ok
-        assert not verify.neurons(model, ids, verify.Gated("up_proj", None)).ok
-
-
 @pytest.mark.parametrize("architecture", ["granite_swa", "diffllama", "qwen3_5_text"])
 def test_heads_that_cannot_be_told_apart_are_found_out(architecture):
     model = model_of(architecture)
@@ -202,6 +230,51 @@ def test_rounded_weights_hide_no_wrong_row(architecture):
     for part, changes in mutations(model.description.row, model.config):
         if part not in ("final norm", "eps"):
             assert found_wrong(with_row(model, **changes)), part
+
+
+def test_small_numbers_are_held_to_their_own_size():
+    def compared(difference, largest, least=0.0):
+        return agreement.Compared("heads", "", difference, largest, 1e-4, least).ok
+
+    assert compared(9e-9, 1e-4)
+    assert not compared(9e-5, 1e-4)
+    assert not compared(0.0, 0.0)
+    assert not compared(float("nan"), float("nan"))
+    assert not compared(float("nan"), 1.0)
+    assert not compared(float("inf"), float("inf"))
+    assert compared(9e-5, 1e-3, least=1.0)  # as 1 is rounded
+    assert not compared(9e-5, 1e-5, least=1.0)
+
+
+def broken(how):
+    """A model whose numbers are not finite, and the dtype in which they are not."""
+    network, words = unknown()
+    if how == "NaN":
+        network.model.norm.weight.data[3] = float("nan")
+        return network, words, "float32"
+    network.model.layers[0].mlp.down_proj.weight.data *= 1e6
+    return network, words, "float16"
+
+
+@pytest.mark.parametrize("how", ["NaN", "overflow"])
+def test_numbers_that_are_not_finite_are_no_agreement(how, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CONFREG_CACHE", str(tmp_path / "cache"))
+    network, tokenizer, dtype = broken(how)
+    network.save_pretrained(tmp_path / UNKNOWN)
+    tokenizer.save_pretrained(tmp_path / UNKNOWN)
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", str(tmp_path / UNKNOWN), "--dtype", dtype])
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert "not finite" in said.out
+    assert "are not finite. Its weights hold" in said.err
+    assert (f"overflow in {dtype}" in said.err) == (how == "overflow")
+    assert [record["ok"] for record in verified.every()] == [False]
+    choice = {"text": words, "dtype": dtype, **CHOICE}
+    with pytest.raises(ConfregError, match="are not finite"):
+        confreg.run(
+            "entropy_neurons", model=str(tmp_path / UNKNOWN), out=tmp_path / "o.zarr", **choice
+        )
 
 
 def test_a_model_that_sees_ahead_is_found_out():
@@ -310,6 +383,12 @@ def test_a_multimodal_model_that_sees_ahead_is_refused(words, tmp_path):
         confreg.run("entropy_neurons", model=model, text=words, out=tmp_path / "o.zarr", **CHOICE)
 
 
+def test_a_norm_after_act_and_up_makes_other_neurons():
+    config = CONFIG_MAPPING["bitnet"](**zoo.CONFIGS["llama"])
+    row = derived.derive(config, config, "tiny", classes.weightless(config))
+    assert (row.up, row.gate, row.norm_before) == ("", "", None)
+
+
 def test_a_norm_that_is_called_twice_is_refused():
     config = CONFIG_MAPPING["nanochat"](**zoo.CONFIGS["llama"])
     with pytest.raises(ConfregError, match="its final norm is called at other places too"):
@@ -370,7 +449,7 @@ def test_the_command_refuses_what_differs(saved, tmp_path, monkeypatch, capsys):
         confreg.run("entropy_neurons", out=tmp_path / "p.zarr", **choice)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma4_text"])
+@pytest.mark.parametrize("architecture", ["llama", "olmo2", "gemma4_text"])
 def test_a_server_verifies_too(architecture):
     """As a remote run makes the requests up, and reads them."""
     nnsight.register("confreg.effects")

@@ -464,15 +464,17 @@ def test_a_row_is_verified_there(lab, tmp_path, monkeypatch, capsys, kind, sandb
     main(["verify", model, "--profile", lab.profile, "-P", asked])
     said = " ".join(capsys.readouterr().out.split())
     assert f"{model} at {lab.status.url.removeprefix('http://')}: {kind}, row tested" in said
-    for part in ("logits", "neurons", "heads", *["experts"] * kind.endswith("moe")):
+    experts = kind.endswith("moe")
+    for part in ("logits", "heads", *["experts"] * experts):
         assert f"{part} not at a server" in said
     (record,) = verified.every()
     assert record["versions"]["nnsight"] == "0.8.0"  # the server's
-    assert {part["part"] for part in record["compared"]} == {"scale", "causal", "exact", "series"}
+    of = {"scale": "logit", "causal": "logit", "exact": "largest", "series": "largest"}
+    of |= {} if experts else {"neurons": "neuron"}
+    assert {part["part"] for part in record["compared"]} == set(of)
     for part in record["compared"]:
         assert part["difference"] < 2e-5
-        largest = expected["largest" if part["part"] in ("exact", "series") else "logit"]
-        assert part["largest"] == pytest.approx(largest, rel=1e-4)
+        assert part["largest"] == pytest.approx(expected[of[part["part"]]], rel=1e-4)
 
 
 def test_experts_alone_are_not_verified_in_a_sandbox(lab, capsys):

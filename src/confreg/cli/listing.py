@@ -86,6 +86,6 @@ def print_verified(
         if not one.is_compared:
             table.add_row(one.name, one.what, "–", "–", "")
             continue
-        said = "ok" if one.ok else "differs" if one.needed else "differs, which changes nothing"
+        said = "ok" if one.ok else "differs" if one.is_finite else "not finite"
         table.add_row(one.name, one.what, f"{one.difference:.1e}", f"{one.largest:.2g}", said)
     console.print(table)

@@ -11,20 +11,18 @@ from typing import TYPE_CHECKING
 from confreg.axes import Spans
 from confreg.errors import ConfregError
 from confreg.models import adapters
-from confreg.models.agreement import Compared
+from confreg.models.agreement import Compared, uncompared
 from confreg.places.profiles import LocalProfile, NdifProfile, Profile
 
 if TYPE_CHECKING:
     from confreg.models.model import Description
 
-_HOOKS = "not at a server: it takes hooks on modules, where the weights are"
 NOT_THERE = (
-    Compared("logits", "not at a server: it takes the plain model; exact, series follow from it"),
-    Compared("neurons", _HOOKS),
-    Compared("heads", _HOOKS),
+    uncompared("logits", "not at a server: it takes the plain model; exact, series follow from it"),
+    uncompared("heads", "not at a server: it takes hooks on modules, where the weights are"),
 )
 """What is not compared at a server, and why."""
-EXPERTS = Compared("experts", "not at a server: it takes the fused weights at hand")
+EXPERTS = uncompared("experts", "not at a server: it takes the fused weights at hand")
 
 
 def verify(name: str, profile: Profile, dtype: str | None, adapter: str | None) -> None:

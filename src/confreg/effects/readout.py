@@ -66,6 +66,12 @@ class Readout:
             return torch.ones_like(x[..., 0])
         return (self.centre(x).square().mean(-1) + self.eps).sqrt()
 
+    def raw(self, x):
+        """Raw logits of a residual, (..., d) -> (..., V)."""
+        x = x.float()
+        y = self.gain * self.centre(x) / self.norm_scale(x)[..., None]
+        return self.unembed(y) + self.offset
+
     def directions(self, w):
         """u = W_U (γ ∘ P w): (..., d) -> (..., V), what a residual direction adds to raw logits
         per unit of 1/s."""

@@ -224,8 +224,11 @@ def _down_projection(
 def _inputs(inside: list[Call], down: Call) -> tuple[str, str, str]:
     """Paths of the matrices that make the neurons, and of the norm before them, "" where none is.
 
-    Which of two is the gate is told from its name; where it cannot be, none is known.
+    Which of two is the gate is told from its name; where it cannot be, none is known, nor where a
+    norm follows them.
     """
+    if any(c.is_norm and _same(c.gave, down.given) for c in inside):
+        return "", "", ""
     holder, width = down.path.rpartition(".")[0], down.given.shape[-1]
     found = [
         c

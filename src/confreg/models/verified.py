@@ -45,7 +45,7 @@ def keep(
         "architecture": model.architecture,
         "row": model.row.origin or "tested",
         "dtype": model.dtype,
-        "ok": all(c.ok or not c.needed for c in found),
+        "ok": all(c.ok for c in found),
         "compared": [
             {"part": c.name, "difference": c.difference, "largest": c.largest, "ok": c.ok}
             for c in found

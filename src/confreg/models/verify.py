@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import nnsight
 import torch
 
 from confreg import effects as fx
-from confreg.errors import ConfregError
 from confreg.models.agreement import (
     COARSE,
     TOLERANCE,
     Compared,
+    as_its_row_says,
     engines,
-    failure,
     of_engines,
     tokens_for,
+    uncompared,
 )
 from confreg.models.architectures import resolve
 
@@ -38,12 +37,18 @@ def verify(model: Model) -> list[Compared]:
     Returns
     -------
     list of Compared
-        Logits, neurons, routed experts where there are any, the engines, heads.
+        Logits, routed experts where there are any, what `of_engines` gives, heads.
+
+    Raises
+    ------
+    ConfregError
+        A part cannot be reached, or not in the order in which the row says.
     """
     ids = tokens_for(model.description)
-    found = [logits(model, ids), neurons(model, ids)]
-    found += [experts(model, ids)] * bool(model.banks)
-    return [*found, *of_engines(model, engines(model, ids)), heads(model, ids)]
+    with as_its_row_says(model.description):
+        found = [logits(model, ids)]
+        found += [experts(model, ids)] * bool(model.banks)
+        return [*found, *of_engines(model, engines(model, ids)), heads(model, ids)]
 
 
 def logits(model: Model, ids: torch.Tensor) -> Compared:
@@ -54,55 +59,9 @@ def logits(model: Model, ids: torch.Tensor) -> Compared:
         with model.trace(ids):
             residual = norm.input
             readout = fx.read_readout(norm, head, residual, **model.readout)
-            x = readout.centre(residual.float())
-            x = readout.gain * x / readout.norm_scale(residual.float())[..., None]
-            mine = nnsight.save(readout.finish(readout.unembed(x) + readout.offset))
+            mine = nnsight.save(readout.finish(readout.raw(residual)))
     what = "logits by the row's readout and the plain model's"
     return _compared("logits", what, mine, plain, model)
-
-
-@dataclass(frozen=True)
-class Gated:
-    """What makes the down-projection's input: paths from the module that holds it.
-
-    ``up`` is None where one matrix makes both halves, or where there is no gate.
-    """
-
-    gate: str
-    up: str | None
-
-
-def neurons(model: Model, ids: torch.Tensor, parts: Gated | None = None) -> Compared:
-    """act(gate) · up against what the last down-projection outside of experts is given."""
-    row = model.description.row
-    needed = row.origin == "derived"
-    layer = model.n_layers - 1
-    if model.banks:
-        layer = max((i for i, bank in enumerate(model.banks) if not bank.experts), default=-1)
-    if layer < 0:
-        return Compared("neurons", "no layer has an ordinary MLP")
-    block, path = model._block(layer)._module, row.plain if model.banks else row.down_projection
-    holder = path.rpartition(".")[0]
-    mlp = resolve(block, holder) if holder else block
-    down, act, width = resolve(block, path), _activation(mlp, model.config), model.width(layer)
-    parts = parts or _gated(mlp, down, width)
-    if parts is None or act is None:
-        return Compared("neurons", "no known form of MLP: its input is taken as it is")
-    modules = {"gate": resolve(mlp, parts.gate)}
-    if parts.up is not None:
-        modules["up"] = resolve(mlp, parts.up)
-    with _seen(modules | {"down": down}) as seen:
-        _run(model, ids)
-    gate = seen["gate"][1]
-    if gate.shape[-1] == 2 * width:
-        gate, up = gate.chunk(2, -1)
-    else:
-        up = seen["up"][1] if "up" in seen else 1.0
-    with torch.no_grad():
-        mine = act(gate * getattr(mlp, "gate_multiplier", 1.0)) * up
-    what = "act(gate) · up" if torch.is_tensor(up) else "act(up)"
-    what += " and the down-projection's input"
-    return _compared("neurons", what, mine, seen["down"][0], model, needed)
 
 
 def experts(model: Model, ids: torch.Tensor) -> Compared:
@@ -112,43 +71,13 @@ def experts(model: Model, ids: torch.Tensor) -> Compared:
     """
     layer = max((i for i, bank in enumerate(model.banks) if bank.experts), default=-1)
     if layer < 0:
-        return Compared("experts", "no layer has routed experts")
+        return uncompared("experts", "no layer has routed experts")
     routed = model.down_proj(layer)
     with torch.no_grad(), model.trace(ids):
         mine = nnsight.save(routed.adds(routed.input) + routed.biases())
         given = nnsight.save(routed.output.reshape(mine.shape))
     what = "what experts' neurons add and their module's output"
     return _compared("experts", what, mine, given, model)
-
-
-def _gated(mlp: Any, down: Any, width: int) -> Gated | None:
-    """The matrices beside the down-projection that give the neurons, as they are usually named."""
-    found = {}
-    for name, child in mlp.named_children():
-        weight = getattr(child, "weight", None)
-        if child is not down and weight is not None and weight.dim() == 2:
-            found[name] = child
-    gates = [n for n in found if n.startswith("gate") or n == "w1"]
-    ups = [n for n in found if n.startswith("up") or n == "w3"]
-    if len(gates) == 1 and len(ups) == 1:
-        return Gated(gates[0], ups[0])
-    wide = [n for n, m in found.items() if width in m.weight.shape or 2 * width in m.weight.shape]
-    return Gated(wide[0], None) if len(wide) == 1 else None
-
-
-def _activation(mlp: Any, config: Any) -> Any:
-    from transformers.activations import ACT2FN
-
-    for name, child in mlp.named_children():
-        if name.startswith("act") or name.endswith(("activation_fn", "_act")):
-            return child
-    for name in ("act", "act_fn", "activation_fn"):
-        if callable(getattr(mlp, name, None)):
-            return getattr(mlp, name)
-    for name in ("hidden_act", "hidden_activation", "activation_function"):
-        if isinstance(getattr(config, name, None), str):
-            return ACT2FN[getattr(config, name)]
-    return None
 
 
 def heads(model: Model, ids: torch.Tensor) -> Compared:
@@ -159,7 +88,7 @@ def heads(model: Model, ids: torch.Tensor) -> Compared:
     """
     attending = [layer for layer, attends in enumerate(model.attends) if attends]
     if not attending:
-        return Compared("heads", f"none: {model.description.row.no_heads or 'no layer attends'}")
+        return uncompared("heads", f"none: {model.description.row.no_heads or 'no layer attends'}")
     out = model.attention_out(attending[-1])
     assert out is not None
     path = model.description.row.attention_out.rpartition(".")[0]  # type: ignore[union-attr]
@@ -172,7 +101,7 @@ def heads(model: Model, ids: torch.Tensor) -> Compared:
                 _run(model, ids)
         except (RuntimeError, TypeError, ValueError) as error:
             said = (str(error).strip().splitlines() or ["?"])[0]
-            return Compared("heads", f"its attention takes no mask of each head ({said[:60]})")
+            return uncompared("heads", f"its attention takes no mask of each head ({said[:60]})")
     # The others are as they were.
     expected = clean["out"][0].float().unflatten(-1, (model.n_heads, -1)).clone()
     expected[..., -1, :] = expected[..., :1, -1, :]
@@ -239,35 +168,11 @@ def _run(model: Model, ids: torch.Tensor) -> None:
 
 
 def _compared(
-    name: str, what: str, mine: torch.Tensor, other: torch.Tensor, model: Any, needed: bool = True
+    name: str, what: str, mine: torch.Tensor, other: torch.Tensor, model: Any
 ) -> Compared:
     mine, other = mine.double().cpu(), other.double().cpu()
     if mine.shape != other.shape:
-        shapes = f"{tuple(mine.shape)} and {tuple(other.shape)}"
-        return Compared(name, f"{what}, of shapes {shapes},", float("inf"), 1.0, needed=needed)
+        raise ValueError(f"{what} are of shapes {tuple(mine.shape)} and {tuple(other.shape)}")
     tolerance = TOLERANCE.get(model.dtype, COARSE)
     largest, difference = float(other.abs().max()), float((mine - other).abs().max())
-    return Compared(name, what, difference, largest, tolerance, needed)
-
-
-def check(model: Model) -> list[Compared]:
-    """`verify`, or a sentence about the part that differs.
-
-    Raises
-    ------
-    ConfregError
-        A part differs, or cannot be reached in the order in which the row says.
-    """
-    try:
-        found = verify(model)
-    except ConfregError:
-        raise
-    except Exception as error:
-        said = (str(error).strip().splitlines() or [""])[0]
-        raise ConfregError(
-            f"{model.name} ({model.architecture}) cannot be measured as its row says: "
-            f"{type(error).__name__}: {said}"
-        ) from error
-    if reason := failure(model.description, found):
-        raise ConfregError(reason)
-    return found
+    return Compared(name, what, difference, largest, tolerance)
