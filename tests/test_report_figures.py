@@ -5,7 +5,7 @@ import pytest
 from report_data import synthetic
 
 from confreg.report import figures
-from confreg.report.wording import number
+from confreg.report.wording import percent
 from confreg.results import tables
 
 
@@ -42,7 +42,7 @@ def test_few_shares_far_below_are_marked_at_the_edge(ds):
     floor = figure.data[0].y[index]
     assert figures.FLOOR <= floor <= -0.25
     assert figure.data[0].marker.symbol[index] == "triangle-down-open"
-    assert f"mediated: {number(low)}<" in figure.data[0].text[index]
+    assert f"mediated: {percent(low)}<" in figure.data[0].text[index]
     bottom, top = figure.layout.yaxis.range
     assert bottom < floor
     assert float(ds["mediated"].max()) < top < 1.1
@@ -83,6 +83,15 @@ def test_strong_neurons_are_named(ds):
     names = {text.strip() for text in figures.mediation(ds).data[1].text}
     assert names & {"11.3", "11.7"}
     assert len(names) <= figures.NAMED
+
+
+def test_labels_cover_neither_points_nor_each_other():
+    across = np.array([0.30, 0.36, 0.50, 0.58, 0.42, 1.0])
+    up = np.array([0.5, 0.5, 0.2, 0.2, 0.2, 0.8])
+    # 2 has a point on either side; at the right edge a label lies inside.
+    found = figures.beside(["29.57"] * 6, across, up, range(6), most=9)
+    assert found == {0: "left", 1: "right", 3: "right", 4: "left", 5: "left"}
+    assert list(figures.beside(["29.57"] * 6, across, up, [5, 2, 1, 0], most=2)) == [5, 1]
 
 
 def test_spectrum_shades_the_null_space(ds):

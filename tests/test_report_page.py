@@ -63,7 +63,7 @@ def test_page_says_what_was_run(page):
     for phrase in (
         'Entropy neurons in smollm2-135m<img src="x">',
         "revision 0123456789ab, float32",
-        "30 of layer 11 of 12, counted from 0",
+        "30 neurons of layer 11 (the model has layers 0 to 11)",
         "help topics of Python 3.11 (pydoc_data.topics): 240 tokens in 6 sequences of at most 40; "
         "216 kept in means",
         "activation replaced by its mean over all tokens",
@@ -73,6 +73,53 @@ def test_page_says_what_was_run(page):
         "confreg run entropy_neurons --model smollm2-135m --out runs/demo.zarr",
     ):
         assert phrase in text
+
+
+def test_page_says_why_these_neurons_and_what_bars_are(ds, page):
+    text = Elements(page).text
+    assert (
+        "The 8 neurons with the largest TE − DE, then the 4 others with the largest TE. For each,"
+    ) in text
+    assert "Bars of TE are relative to the largest, of mediated to 100 %." in text
+    few = composing.compose(ds.isel(neuron=slice(3)), sections.Options())[0]
+    lead = next(section.lead for section in few if section.key == "detail")
+    assert lead.startswith("All 3 neurons, those with the largest TE − DE first. For")
+    named = composing.compose(ds, sections.Options(neurons=["11.2"]))[0]
+    lead = next(section.lead for section in named if section.key == "detail")
+    assert lead.startswith("For each, the tokens")
+
+
+def test_te_and_de_stand_once_and_plots_begin_with_what_is_no_line(ds):
+    means = {"effect_abs_mean": (("neuron", "effect"), np.arange(120.0).reshape(30, 4))}
+    twice = ds.assign(means).assign_attrs(
+        mediated_total="loss_total", mediated_direct="loss_direct"
+    )
+    twice["de"] = 0.9 * twice["te"]
+    table = next(s for s in composing.compose(twice, sections.Options())[0] if s.key == "table")
+    titles = [column.title for column in table.data["table"].columns]
+    assert not [title for title in titles if "mean |Δ loss" in title]
+    assert "mean |Δ entropy| (nats)" in titles
+    columns = table.data["explore"]["columns"]
+    chosen = [columns[table.data["explore"][axis]] for axis in ("x", "y")]
+    assert [(column["label"], column["percent"]) for column in chosen] == [
+        ("TE (nats)", False),
+        ("mediated", True),
+    ]
+    assert "layer" not in [column["label"] for column in columns]  # one layer alone
+
+
+def test_effects_are_listed_with_their_errors(ds):
+    errors = ds.assign(effect_error=("effect", [1e-6, 2e-6, 3e-6, np.nan])).assign_coords(
+        effect_long_name=("effect", np.array(["a", "b", "c", "d"], object)),
+        effect_units=("effect", np.array(["nats"] * 4, object)),
+    )
+    errors["effect_error"].attrs["long_name"] = "largest error of a sample"
+    found = [s for s in composing.compose(errors, sections.Options())[0] if "ffects" in s.title]
+    assert [section.title for section in found] == ["Effects, and how exactly they were computed"]
+    table = found[0].data
+    assert [column.title for column in table.columns] == ["meaning", "largest error (nats)"]
+    assert [row[0] for row in table.rows][:2] == ["Δ loss", "Δ loss (norm frozen)"]
+    assert [cell.text for cell in table.rows[1][2]] == ["B", "2.00×10⁻⁶"]
 
 
 def test_page_needs_nothing_else(page):
@@ -332,8 +379,8 @@ def test_words():
     ]  # fmt: skip
     assert number(999999) == "1.00×10⁶"
     assert [signed(0.5), signed(-0.5), signed(0)] == ["+0.500", "−0.500", "0"]
-    assert [percent(x) for x in (0.855, -0.2, -99.0, np.nan)] == [
-        "86\u00a0%", "−20\u00a0%", "< −1000\u00a0%", "–",
+    assert [percent(x) for x in (0.855, -0.2, -99.0, np.nan, -0.004)] == [
+        "86\u00a0%", "−20\u00a0%", "< −1000\u00a0%", "–", "0\u00a0%",
     ]  # fmt: skip
     assert effect_label("loss_total") == "Δ loss"
     assert effect_label("loss_frequency_direct") == "Δ loss (frequency frozen)"

@@ -8,7 +8,7 @@ part to it.
 from confreg.report import atlas, comparison  # isort: skip
 from confreg.report import aligned, attention, conflicts, doses  # isort: skip
 from confreg.report import groups, grouped  # isort: skip  # noqa: F401
-from confreg.report import neurons, census, reliability, jobs  # isort: skip  # noqa: F401
+from confreg.report import neurons, census, reliability, exactness, jobs  # isort: skip  # noqa: F401
 from confreg.report import figures, maps, profiles, styling
 from confreg.report.page import write
 from confreg.report.sections import Figure, Section, section

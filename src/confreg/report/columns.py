@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,11 @@ class Measured:
         return self.values.dtype.kind in "fiu"
 
     @property
+    def percent(self) -> bool:
+        """Whether it is read in per cent."""
+        return vocabulary.word(self.key).percent
+
+    @property
     def is_category(self) -> bool:
         """Whether it has a few different values that are no measurements."""
         return not self.is_number and 1 < len(set(self.texts)) <= CATEGORIES
@@ -72,22 +78,47 @@ def measured(ds: xr.Dataset, axis: str) -> list[Measured]:
     instead; so does every axis if ``axis`` has no variable of its own.
     """
     frame = tables.table(ds, axis)
-    found = [described(ds, axis, str(key), np.asarray(frame[key])) for key in frame]
+    again = _said_already(ds, frame.columns)
+    found = [
+        described(ds, axis, str(key), np.asarray(frame[key])) for key in frame if key not in again
+    ]
     if not any(column.is_number for column in found):
         found += means(ds, axis)
     return found
 
 
+def _said_already(ds: xr.Dataset, columns: Container[str]) -> set[str]:
+    """Return the columns that TE and DE are other names of."""
+    pairs = {"te": "mediated_total", "de": "mediated_direct"}
+    return {
+        tables.column_name("effect_abs_mean", ds.attrs.get(attribute))
+        for name, attribute in pairs.items()
+        if name in columns
+    }
+
+
 def described(ds: xr.Dataset, axis: str, key: str, values: np.ndarray) -> Measured:
     """Give a column of the table along an axis its heading and its meaning."""
     name, entry = tables.split_column(key)
-    if entry is None:
-        return Measured(key, label(ds, name), long_name(ds, name), values)
-    layers = next(str(dim) for dim in ds[name].dims if dim != axis)
-    at = [str(one) for one in axes.labels(ds, layers)].index(entry)
-    text, unit = of_quantity(ds, name, layers, at)
-    hint = f"{long_name(ds, name)}; {described_quantity(ds, layers, at)}"
+    text, unit = symbol(ds, axis, key)
+    hint = long_name(ds, name)
+    if entry is not None:
+        hint += f"; {described_quantity(ds, *_layer(ds, axis, name, entry))}"
     return Measured(key, in_units(text, unit), hint, values)
+
+
+def symbol(ds: xr.Dataset, axis: str, key: str) -> tuple[str, str]:
+    """Return how a column of the table along an axis is written, and its units."""
+    name, entry = tables.split_column(key)
+    if entry is None:
+        return label(ds, name, unit=False), units(ds, name)
+    return of_quantity(ds, name, *_layer(ds, axis, name, entry))
+
+
+def _layer(ds: xr.Dataset, axis: str, name: str, entry: str) -> tuple[str, int]:
+    """Return a variable's axis of quantities, and where along it an entry is."""
+    layers = next(str(dim) for dim in ds[name].dims if dim != axis)
+    return layers, [str(one) for one in axes.labels(ds, layers)].index(entry)
 
 
 def of_quantity(ds: xr.Dataset, name: str, layers: str, at: int) -> tuple[str, str]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from confreg.report.columns import of_quantity
+from confreg.report.columns import of_quantity, symbol
 from confreg.report.placing import place, shown_as
 from confreg.report.sections import Options
-from confreg.report.wording import label, number, signed, units
+from confreg.report.wording import label, number, plural, signed, units
 from confreg.results import axes, tables
 
 if TYPE_CHECKING:
@@ -161,27 +161,51 @@ def shown(ds: xr.Dataset, options: Options, dim: str | None = None) -> list[str]
     Those are the ones that the caller named, if the axis is the one that the dataset is about;
     else the strongest. Along a scale they are spread evenly.
     """
+    return [label for _, labels in _chosen(ds, options, dim) for label in labels]
+
+
+def why(ds: xr.Dataset, options: Options, dim: str) -> str:
+    """Say in a sentence which entries :func:`shown` returns; "" where the caller named them."""
+    parts = [(by, len(labels)) for by, labels in _chosen(ds, options, dim)]
+    if not parts or not parts[0][0]:
+        return ""
+    controlled = "set_kind" in ds.coords and ds["set_kind"].dims == (dim,)
+    there = int((ds["set_kind"].values == "chosen").sum()) if controlled else ds.sizes[dim]
+    many = "chosen " * controlled + plural(ds, dim)
+    if sum(count for _, count in parts) == there:
+        first = parts[0][0]
+        return f"All {there:,} {many}" + f", those {first} first" * first.startswith("with") + "."
+    said = [f"The {count} {many} {by}" if at == 0 else f"the {count} others {by}"
+            for at, (by, count) in enumerate(parts)]  # fmt: skip
+    return ", then ".join(said) + "."
+
+
+def _chosen(ds: xr.Dataset, options: Options, dim: str | None) -> list[tuple[str, list[str]]]:
+    """Return what is shown in detail, as pairs of by what ("" if by name) and labels."""
     main = axes.main_subject(ds)
     dim = dim or main
     if dim is None or axes.text(ds) is None or not shades(ds, dim):
         return []
     if options.neurons is not None and dim == main:
-        return list(options.neurons)
+        return [("", list(options.neurons))]
     names = axes.texts(ds, dim)
     if axes.is_scale(ds, dim):
         rows = np.linspace(0, len(names) - 1, min(options.details, len(names))).round()
-        return [names[int(row)] for row in rows]
+        return [("evenly spread", [names[int(row)] for row in rows])]
     frame = tables.table(ds, dim)
     if "set_kind" in ds.coords and ds["set_kind"].dims == (dim,):
         # Random controls are there to be compared with, not to be read.
         frame = frame.loc[np.asarray(ds["set_kind"].values == "chosen")]
     if tables.rank_by(frame) is None:
-        return _largest(ds, dim)[: options.details]
+        return _largest(ds, dim, options.details)
     frame.index = frame.index.astype(str)
-    return tables.strongest(frame, options.details)
+    return [
+        (f"with the largest {symbol(ds, dim, column)[0]}", labels)
+        for column, labels in tables.leading(frame, options.details)
+    ]
 
 
-def _largest(ds: xr.Dataset, dim: str) -> list[str]:
+def _largest(ds: xr.Dataset, dim: str, count: int) -> list[tuple[str, list[str]]]:
     """Rank entries that have no number of their own by the size of what colours their text."""
     from confreg.report.columns import means
 
@@ -189,10 +213,11 @@ def _largest(ds: xr.Dataset, dim: str) -> list[str]:
     sizes = [column for column in found if column.key.startswith("mean |")] or found
     names = axes.texts(ds, dim)
     if not sizes:
-        return names
+        return [("in their order", names[:count])]
     values = sizes[0].values
     order = np.argsort(np.where(np.isfinite(values), -values, np.inf), kind="stable")
-    return [names[row] for row in order if np.isfinite(values[row])]
+    labels = [names[row] for row in order if np.isfinite(values[row])]
+    return [(f"with the largest {sizes[0].label}", labels[:count])]
 
 
 def quantities(

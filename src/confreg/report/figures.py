@@ -5,6 +5,7 @@ They read only small variables, never the cube, and work in a notebook as they a
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from confreg.report.sections import has
 from confreg.report.styling import BLUE, CHOSEN, CONTROL, GOLD, GREEN, GREY, LAYERS, RED, SHARES
 from confreg.report.styling import legend as _legend
 from confreg.report.styling import styled as _styled
-from confreg.report.wording import in_units, label, number, quantities, quantity_units
+from confreg.report.wording import in_units, label, number, quantities, quantity_units, told
 from confreg.results import tables
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 MAX_POINTS = 12_000  # what a browser draws at once without effort
+LETTER, LINE = 0.02, 0.06  # of a narrow plot's width and height
 NAMED = 6  # neurons whose label is written beside their point
 FLOOR = -1.0  # mediated shares below are drawn at the edge
 
@@ -69,7 +71,8 @@ def null_space(ds: xr.Dataset) -> go.Figure:
     """
     frame = _drawable(tables.table(ds, "neuron"), "te", "null_fraction")
     figure = _scatter(ds, frame, frame["te"], frame["null_fraction"], log_x=True)
-    for value, text in zip(null_chance(ds), ("a random direction", "the largest of as many")):
+    largest = f"largest of {ds.sizes['neuron']:,} random directions"
+    for value, text in zip(null_chance(ds), ("a random direction", largest)):
         figure.add_hline(
             y=value,
             line={"dash": "dot", "width": 1.2, "color": CONTROL},
@@ -185,9 +188,9 @@ def chosen_and_random(
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    for kind, marker in (
-        ("random", {"color": CONTROL, "size": 6, "opacity": opacity}),
-        ("chosen", {"color": CHOSEN, "size": 11, "symbol": "diamond"}),
+    for kind, marker, names in (
+        ("random", {"color": CONTROL, "size": 6, "opacity": opacity}, None),
+        ("chosen", {"color": CHOSEN, "size": 11, "symbol": "diamond"}, _set_names(ds, x, y)),
     ):
         rows = ds["set_kind"].values == kind
         figure.add_trace(
@@ -195,13 +198,35 @@ def chosen_and_random(
                 x=x[rows],
                 y=y[rows],
                 name=kind,
-                mode="markers",
+                mode="markers+text" if names else "markers",
                 marker=marker,
+                text=names,
+                textposition="middle right",
+                textfont={"size": 11},
+                cliponaxis=False,
                 customdata=[str(label) for label in ds["set"].values[rows]],
                 hovertemplate=f"<b>%{{customdata}}</b><br>%{{y:{form}}}<extra></extra>",
             )
         )
     return figure
+
+
+def _set_names(ds: xr.Dataset, x: np.ndarray, y: np.ndarray) -> list[str] | None:
+    """Return what to write beside the chosen sets where several lie at one place of an axis.
+
+    That is their labels without the ablation value; of sets that lie on each other, the first is
+    named.
+    """
+    rows = np.flatnonzero(ds["set_kind"].values == "chosen")
+    if len(np.unique(x[rows])) == len(rows):
+        return None
+    labels = [str(label) for label in ds["set"].values[rows]]
+    up = _fraction(y, False)[rows]
+    names: list[str] = []
+    for at in range(len(rows)):
+        over = any(x[rows[i]] == x[rows[at]] and abs(up[i] - up[at]) < LINE for i in range(at))
+        names.append("" if over else f"  {labels[at].partition(':')[0]}")
+    return names
 
 
 def _steps(ds: xr.Dataset) -> tuple[np.ndarray, list[str]]:
@@ -217,7 +242,7 @@ def _steps(ds: xr.Dataset) -> tuple[np.ndarray, list[str]]:
         names = list(dict.fromkeys(ways))
         return np.array([names.index(way) for way in ways]), names
     values, at = np.unique(ds["set_deviation"].values, return_inverse=True)
-    return at, ["mean" if value == 0 else f"mean {value:+g}σ" for value in values]
+    return at, ["mean" if v == 0 else f"mean {v:+g}σ".replace("-", "−") for v in values]
 
 
 def _by_heads(ds: xr.Dataset) -> tuple[np.ndarray, list[str]]:
@@ -402,30 +427,59 @@ def _scatter(
 def _names(
     frame: pd.DataFrame, x: np.ndarray, y: np.ndarray, log_x: bool, log_y: bool
 ) -> go.Scatter:
-    """Write the strongest neurons' labels beside their points, none over another."""
+    """Write the strongest neurons' labels beside their points, where none covers anything."""
     import plotly.graph_objects as go
 
-    across, up = _fraction(x, log_x), _fraction(y, log_y)
     labels = _labels(frame)
-    chosen: list[int] = []
-    for index in frame.index.get_indexer(tables.strongest(frame, 2 * NAMED)):
-        clear = all(
-            abs(across[index] - across[other]) > 0.16 or abs(up[index] - up[other]) > 0.06
-            for other in chosen
-        )
-        if clear and len(chosen) < NAMED:
-            chosen.append(index)
-    sides = ["middle left" if across[index] > 0.8 else "middle right" for index in chosen]
+    wanted = frame.index.get_indexer(tables.strongest(frame, 2 * NAMED))
+    sides = beside(labels, _fraction(x, log_x), _fraction(y, log_y), wanted, NAMED)
+    chosen = list(sides)
     return go.Scatter(
         x=x[chosen],
         y=y[chosen],
         mode="text",
         text=[f"  {labels[index]}  " for index in chosen],
-        textposition=sides,
+        textposition=[f"middle {sides[index]}" for index in chosen],
         textfont={"size": 11},
         hoverinfo="skip",
         cliponaxis=False,
     )
+
+
+def beside(
+    labels: Sequence[str], across: np.ndarray, up: np.ndarray, wanted: Iterable[int], most: int
+) -> dict[int, str]:
+    """Choose points that have room for their labels, and on which side: "right" or "left".
+
+    Parameters
+    ----------
+    labels
+        (n,) of all points.
+    across, up
+        (n,) where the points lie, from 0 to 1.
+    wanted
+        Points to be named, the first before the others.
+    most
+        How many get their names.
+    """
+    found: dict[int, str] = {}
+    boxes: list[tuple[float, float, float]] = []  # middles of labels, and half their widths
+    for point in wanted:
+        half = LETTER * len(labels[point]) / 2
+        for side, way in (("right", 1), ("left", -1)):
+            middle = across[point] + way * (half + 2 * LETTER)
+            inside = middle - half >= -LETTER and middle + half <= 1 + 4 * LETTER
+            covers = (np.abs(across - middle) < half + LETTER) & (np.abs(up - up[point]) < LINE / 2)
+            covers[point] = False
+            over = any(
+                abs(middle - x) < half + width and abs(up[point] - y) < LINE
+                for x, y, width in boxes
+            )
+            if len(found) < most and inside and not covers.any() and not over:
+                boxes.append((middle, up[point], half))
+                found[point] = side
+                break
+    return found
 
 
 def _log(values: np.ndarray) -> dict[str, Any]:
@@ -514,6 +568,8 @@ def _hover(ds: xr.Dataset, frame: pd.DataFrame) -> list[str]:
     rows = zip(*(frame[name] for name in columns), strict=True)
     return [
         f"<b>{neuron}</b><br>"
-        + "<br>".join(f"{name}: {number(value)}" for name, value in zip(names, row, strict=True))
+        + "<br>".join(
+            f"{name}: {told(key, value)}" for key, name, value in zip(columns, names, row)
+        )
         for neuron, row in zip(_labels(frame), rows, strict=True)
     ]

@@ -28,7 +28,7 @@ def numbers(ds: xr.Dataset, options: Options, shown: frozenset[str]) -> list[Sec
         rows.append((label(ds, name, unit=False), False, cells))
     headings = [Column("value"), Column("unit", text=True), Column("meaning", text=True)]
     table = Table(headings, rows, "number")
-    return [Section("numbers", "Numbers of the whole", "", [], "table", table, frozenset(names))]
+    return [Section("numbers", "Numbers of the run", "", [], "table", table, frozenset(names))]
 
 
 def _one(ds: xr.Dataset, name: str) -> Cell:

@@ -70,7 +70,8 @@ def null_space(ds: xr.Dataset, options: Options) -> Section:
         chance = figures.null_chance(ds)
         if chance:
             caption += f" A random direction would have {chance[0]:.2f}"
-            caption += f", the largest of as many {chance[1]:.2f}." if len(chance) > 1 else "."
+            many = f", the largest of {ds.sizes['neuron']:,} such"
+            caption += f"{many} {chance[1]:.2f}." if len(chance) > 1 else "."
         shown.append(Figure("null-space", figures.null_space(ds), caption))
     return Section("null-space", "What the unembedding does not read", "", shown)
 

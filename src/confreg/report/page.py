@@ -231,19 +231,24 @@ def _run(ds: xr.Dataset) -> str:
 
 
 def _neurons(ds: xr.Dataset) -> str:
-    count = f"{ds.sizes['neuron']:,}" if "neuron" in ds.sizes else ""
+    layers = np.unique(ds["layer"].values) if has(ds, "layer", ("neuron",)) else []
+    said = f"{ds.sizes['neuron']:,}" if "neuron" in ds.sizes else ""
+    if said and len(layers) == 1 and "model_neurons" in ds.attrs and "expert" not in ds.coords:
+        whole = int(ds.attrs["model_neurons"])
+        said = f"all {said}" if ds.sizes["neuron"] == whole else f"{said} of the {whole:,}"
+    said += " neurons" * bool(said)
     if "set" in ds.sizes:
         drawn = (
             "of heads are ablated; watched are" if has(ds, "set_heads", ("set",)) else "drawn from"
         )
-        count = f"{ds.sizes['set']:,} sets" + (f" {drawn} {count} neurons" if count else "")
-    if not count or not has(ds, "layer", ("neuron",)):
-        return count
-    layers = np.unique(ds["layer"].values)
-    of = f" of {ds.attrs['model_layers']}, counted from 0" if "model_layers" in ds.attrs else ""
-    if len(layers) == 1:
-        return f"{count} of layer {layers[0]}{of}"
-    return f"{count} of {len(layers)} layers, {layers[0]} to {layers[-1]}{of}"
+        said = f"{ds.sizes['set']:,} sets" + (f" {drawn} {said}" if said else "")
+    if not len(layers):
+        return said
+    where = f"layer {layers[0]}"
+    if len(layers) > 1:
+        where = f"{len(layers)} layers, {layers[0]} to {layers[-1]}"
+    last = int(ds.attrs.get("model_layers", 0)) - 1
+    return f"{said} of {where}" + (f" (the model has layers 0 to {last})" if last > 0 else "")
 
 
 def _axes(ds: xr.Dataset) -> str:

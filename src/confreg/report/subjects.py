@@ -19,7 +19,7 @@ from confreg.report.sections import (
     Table,
 )
 from confreg.report.styling import CHANGES, CYCLE, SHARES, styled
-from confreg.report.wording import axis_title, number, percent, plural, sentence
+from confreg.report.wording import axis_title, number, plural, sentence, told
 from confreg.results import axes, tables, vocabulary
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 EXPLORED = 6_000  # points of a plot whose axes are chosen by the reader
 EXPLORED_FROM = 5  # fewer points than that are read off the table
+LIKE = 0.98  # rank correlation from which one number is as good as the other
 PANELS = 24  # lines along a scale, one a panel
 
 
@@ -77,7 +78,8 @@ def _section(
         te = any(column.key == "te" for column in numbers) and by.key != "te"
         said += " and by TE" if te and len(rows) < ds.sizes[dim] else ""
     shows = frozenset(own)
-    return Section(key, _title(ds, dim, is_main), f"{said}.", figures, "subject", data, shows)
+    said += "." + _bars(columns)
+    return Section(key, _title(ds, dim, is_main), said, figures, "subject", data, shows)
 
 
 def _title(ds: xr.Dataset, dim: str, is_main: bool) -> str:
@@ -150,11 +152,20 @@ def cell(column: Measured, row: int, top: float) -> Cell:
     value = float(column.values[row])
     if not np.isfinite(value):
         return Cell(number(value), None)
-    if column.key == "mediated":
-        return Cell(percent(value), value, 100 * float(np.clip(value, 0, 1)))
+    text = told(column.key, value)
+    if column.percent:
+        return Cell(text, value, 100 * float(np.clip(value, 0, 1)))
     if column.key == "te" and top > 0:
-        return Cell(number(value), value, 100 * max(0.0, value / top))
-    return Cell(number(value), value)
+        return Cell(text, value, 100 * max(0.0, value / top))
+    return Cell(text, value)
+
+
+def _bars(columns: list[Measured]) -> str:
+    """Say what the bars behind numbers are relative to."""
+    shares = [c.label for c in columns if c.percent]
+    parts = ["of TE are relative to the largest"] if any(c.key == "te" for c in columns) else []
+    parts += [f"of {', '.join(shares)} to 100\u00a0%"] if shares else []
+    return f" Bars {', '.join(parts)}." if parts else ""
 
 
 def lines(ds: xr.Dataset, dim: str, columns: list[Measured]) -> go.Figure:
@@ -196,35 +207,61 @@ def _explored(
     if axes.is_scale(ds, dim):
         columns.insert(0, Measured(dim, axis_title(ds, dim), "", axes.labels(ds, dim)))
     count = ds.sizes[dim]
-    numbers = [c for c in columns if c.is_number and np.isfinite(c.values).any()]
+    numbers = [c for c in columns if c.is_number and len(np.unique(c.values)) > 1]
     if len(numbers) < 2 or count < EXPLORED_FROM:
         return None
     rows = _sample(by, count)
-    offered = [c for c in columns if c in numbers or c.is_category]
+    offered = sorted((c for c in columns if c in numbers or c.is_category), key=_is_text)
+    x, y, colour = _unlike(numbers)
     labels = axes.texts(ds, dim)
     return {
         "key": dim,
         "noun": dim.replace("_", " "),
         "drawn": len(rows),
         "count": count,
-        "x": 0,
-        "y": 1,
-        "colour": 2 if len(offered) > 2 else -1,
+        "x": x,
+        "y": y,
+        "colour": colour,
         "labels": [labels[row] for row in rows],
         "columns": [
             {
                 "label": c.label,
                 "hint": c.hint,
                 "number": c.is_number,
+                "percent": c.percent,
                 "values": _short(c.values[rows]) if c.is_number else [c.texts[row] for row in rows],
             }
-            for c in sorted(offered, key=lambda c: not c.is_number)
+            for c in offered
         ],
         "layout": styled(go.Figure()).to_plotly_json()["layout"],
         "scales": {"signed": CHANGES, "unsigned": SHARES},
         "cycle": CYCLE,
         "plain": CYCLE[0],
     }
+
+
+def _is_text(column: Measured) -> bool:
+    return not column.is_number
+
+
+def _unlike(numbers: list[Measured]) -> tuple[int, int, int]:
+    """Choose columns for both axes and the colour that are no function of each other, if any are.
+
+    The colour is −1 where there is none.
+    """
+    chosen = [0]
+    ranks = [_ranks(c.values) for c in numbers]
+    for at in range(1, len(numbers)):
+        if len(chosen) < 3 and all(abs(np.corrcoef(ranks[at], ranks[i])[0, 1]) < LIKE
+                                   for i in chosen):  # fmt: skip
+            chosen.append(at)
+    chosen += [1] * (len(chosen) == 1)
+    return chosen[0], chosen[1], chosen[2] if len(chosen) > 2 else -1
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    known = np.where(np.isfinite(values), values, -np.inf)
+    return np.unique(known, return_inverse=True)[1].astype(float)
 
 
 def _sample(by: Measured | None, count: int) -> np.ndarray:

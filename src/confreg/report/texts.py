@@ -10,7 +10,7 @@ from confreg.report import contexts
 from confreg.report.contexts import Tokens, Word, of_variable
 from confreg.report.placing import shown_as
 from confreg.report.sections import Options, Section
-from confreg.report.wording import label, long_name, number, percent, plural, sentence
+from confreg.report.wording import label, long_name, number, plural, sentence, told
 from confreg.results import axes, families, tables
 
 if TYPE_CHECKING:
@@ -53,11 +53,12 @@ def _details(ds: xr.Dataset, dim: str, options: Options, shown: frozenset[str]) 
         found.append((detail, facts))
     every = "" if is_main else f"{sentence(plural(ds, dim))} "
     lead = (
-        "The tokens whose prediction changes most, each in its text and outlined. A token's "
-        "colour is the effect on predicting the token after it."
+        "For each, the tokens whose prediction changes most, outlined in their text; colour is "
+        "the effect on predicting the next token."
     )
     if all(shade.at < 0 for shade in shaded):
-        lead = "The tokens at which it is largest, each in its text and outlined."
+        lead = "For each, the tokens at which it is largest, outlined in their text."
+    lead = f"{contexts.why(ds, options, dim)} {lead}".strip()
     key = "detail" if is_main else f"detail-{dim}"
     data = {
         "key": key,
@@ -80,7 +81,7 @@ def _facts(ds: xr.Dataset, row: Any) -> list[tuple[str, str]]:
     for key in tables.numbers(row.to_frame().T.infer_objects()):
         value = float(row[key])
         if np.isfinite(value) and tables.split_column(key)[1] is None:
-            found.append((label(ds, key), percent(value) if key == "mediated" else number(value)))
+            found.append((label(ds, key), told(key, value)))
     return found[:FACTS]
 
 
@@ -120,13 +121,19 @@ def passages(ds: xr.Dataset, options: Options, shown: frozenset[str]) -> list[Se
             number(limit, 2) + (f" {shade.units}" if shade.units else "")
             for limit, shade in zip(limits, shaded, strict=True)
         ],
-        "meanings": [sentence(long_name(ds, shade.name)) for shade in shaded],
+        "meanings": [_meaning(ds, shade) for shade in shaded],
         "quantities": [s.label for s in shaded] + [label(ds, name) for name in plain],
         "lows": ["−" if low < 0 else "0" for low in np.nan_to_num(values).min(axis=0)],
     }
     lead = f"Where the text begins, token by token: {sum(len(w) for _, w in found):,} of "
     lead += f"{len(tokens.text):,} tokens. Point at a token to read its numbers."
     return [Section("text", "The text", lead, template="text", data=data, shows=frozenset(names))]
+
+
+def _meaning(ds: xr.Dataset, shade: contexts.Shade) -> str:
+    """Say what a colour is, "" where its name says it."""
+    text = sentence(long_name(ds, shade.name)) or shade.label
+    return "" if text.lower() == shade.label.lower() else text
 
 
 def _windows(tokens: Tokens) -> list[range]:

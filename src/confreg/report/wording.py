@@ -43,8 +43,14 @@ def percent(share: float) -> str:
     """Write a share in per cent; far negative ones, of small totals, as such."""
     if not math.isfinite(share):
         return MISSING
+    whole = round(100 * share)  # an integer: of nothing there is no minus
     # No break between a number and its sign.
-    return "< −1000\u00a0%" if share < -10 else f"{100 * share:.0f}\u00a0%".replace("-", "−")
+    return "< −1000\u00a0%" if share < -10 else f"{whole}\u00a0%".replace("-", "−")
+
+
+def told(name: str, value: float) -> str:
+    """Write a number of a variable: in per cent if that is how it is read."""
+    return percent(value) if vocabulary.word(name).percent else number(value)
 
 
 def deviations(ds: xr.Dataset) -> str:
@@ -112,6 +118,10 @@ def glossary(ds: xr.Dataset) -> list[tuple[str, str]]:
         for name, word in vocabulary.WORDS.items()
         if name in ds.variables and word.meaning
     ]
+    if axes.kind(ds, "effect") == "quantity" and "effect" in ds.sizes:
+        found.append(("Δ", "after the edit, less before it"))
+    engines = str(ds.attrs.get("engine", "")).split(",")
+    found += [item for item in vocabulary.ENGINES.items() if item[0] in engines]
     own = [str(name) for name in ds.data_vars if name not in vocabulary.WORDS]
     return found + [
         (label(ds, name, unit=False), long_name(ds, name)) for name in own if long_name(ds, name)

@@ -113,7 +113,12 @@ def ranked(frame: pd.DataFrame, by: str) -> list:
 
 
 def strongest(frame: pd.DataFrame, count: int) -> list:
-    """Return the labels of the rows to show first.
+    """Return the labels of the rows to show first: :func:`leading`, one after another."""
+    return [label for _, labels in leading(frame, count) for label in labels]
+
+
+def leading(frame: pd.DataFrame, count: int) -> list[tuple[str, list]]:
+    """Return the rows to show first, as pairs of the column that they lead by and their labels.
 
     Two thirds are the first by :func:`rank_by`, the rest those of the largest TE that are not
     among them.
@@ -121,8 +126,8 @@ def strongest(frame: pd.DataFrame, count: int) -> list:
     by = rank_by(frame)
     if by is None:
         return []
-    if "te" not in frame:
-        return ranked(frame, by)[:count]
-    found = ranked(frame, by)[: count - count // 3]
-    others = [label for label in ranked(frame, "te") if label not in found]
-    return found + others[: count - len(found)]
+    rest = count // 3 if "te" in frame and by != "te" else 0
+    found = ranked(frame, by)[: count - rest]
+    others = [label for label in ranked(frame, "te") if label not in found] if rest else []
+    parts = [(by, found), ("te", others[: count - len(found)])]
+    return [(column, labels) for column, labels in parts if labels]

@@ -37,6 +37,8 @@ class Word:
     of
         How a column for one quantity is written if the variable has an axis of quantities:
         ``"mean |{}|"``. Empty: the symbol, a colon and the quantity.
+    percent
+        Whether the page writes it in per cent.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Word:
     meaning: str = ""
     heading: str = ""
     of: str = ""
+    percent: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "symbol", self.symbol or self.name.replace("_", " "))
@@ -77,8 +80,10 @@ _WORDS = (
         "1 − DE/TE, the share of the total effect that needs {frozen}; negative where freezing "
         "it makes the effect larger",
         heading="1 − DE/TE",
+        percent=True,
     ),
-    Word("te_mediated", "TE − DE", "nats", "te - de: mediated part of the total effect"),
+    Word("te_mediated", "TE − DE", "nats", "te - de: mediated part of the total effect",
+         "the part of TE that needs {frozen}, in nats"),
     Word(
         "w_out_norm",
         "‖w_out‖",
@@ -174,7 +179,7 @@ _WORDS = (
     Word("de_by", "DE by group", "nats", "mean absolute direct effect by group"),
     Word("te_mediated_by", "TE − DE by group", "nats", "te_by - de_by"),
     Word("mediated_by", "mediated by group", "1",
-         "share of the total effect that is mediated, by group"),
+         "share of the total effect that is mediated, by group", percent=True),
     Word("group_size", "kept tokens", "1", "kept tokens of the group"),
     Word("accuracy_by", "accuracy", "1", "accuracy by group, ablated"),
     Word("mean_confidence_by", "mean confidence", "1", "mean confidence by group, ablated"),
@@ -187,10 +192,14 @@ _WORDS = (
     Word("effects", "effect", "", "change of the prediction against the unablated model", of="{}"),
     Word("activation", "activation", "1", "activation of the neuron"),
     Word("above_mean", "above its mean", "", "whether the neuron is above its mean activation"),
-    Word("loss", "loss", "nats", "loss of the unablated model on the next token"),
-    Word("entropy", "entropy", "nats", "entropy of the unablated model's prediction"),
-    Word("norm_scale", "norm scale", "1", "scale s of the final normalisation"),
-    Word("rank", "rank", "1", "rank of the correct token, 0 the likeliest, -1 if none"),
+    Word("loss", "loss", "nats", "loss of the unablated model on the next token",
+         "−log p of the next token, in nats"),
+    Word("entropy", "entropy", "nats", "entropy of the unablated model's prediction",
+         "−Σ p log p over the vocabulary, in nats: how unsure the prediction is"),
+    Word("norm_scale", "norm scale", "1", "scale s of the final normalisation",
+         "scale s by which the final norm divides: the larger, the flatter the prediction"),
+    Word("rank", "rank", "1", "rank of the correct token, 0 the likeliest, -1 if none",
+         "how many tokens are likelier than the next one"),
     Word("top1", "top-1", "", "vocabulary index of the likeliest token"),
     Word("confidence", "confidence", "1", "probability of the likeliest token"),
     Word("correct", "correct", "1", "1 where the likeliest token is the correct one, else 0"),
@@ -235,6 +244,14 @@ REPEATED = {
     "belongs to the occurrence, neither of the two being special",
 }
 """What a word means where a text comes again, instead of its usual meaning."""
+
+ENGINES = {
+    "series": "engine that expands the change of the prediction in powers of the edit, within the "
+    "tolerance; other pairs are computed exactly",
+    "exact": "engine that computes the edited prediction from the unedited one in closed form",
+    "forward": "engine that runs the model again from the edit on",
+}
+"""What the engines of a run do."""
 
 PATHWAYS = {
     "total": "",

@@ -167,7 +167,8 @@ def errors(effects: Sequence[Effect], tolerance: float) -> Derivation:
             Variable(
                 "effect_error",
                 ("effect",),
-                f"largest error {sampled}; of ranks and likeliest tokens 1 and more at near ties",
+                f"largest error {sampled} "
+                "(ranks and likeliest tokens can differ by 1 or more at near ties)",
                 "see effect_units",
                 "float64",
             ),
@@ -175,7 +176,7 @@ def errors(effects: Sequence[Effect], tolerance: float) -> Derivation:
             Variable(
                 "error_mean",
                 (),
-                f"mean error {sampled}, of the effect in nats that has the largest",
+                "mean error of those pairs, for the effect (in nats) where it is largest",
                 "nats",
                 "float64",
             ),
