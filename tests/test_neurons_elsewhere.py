@@ -223,3 +223,5 @@ def test_the_chance_of_an_overlap_is_that_of_every_choice(run):
     assert found.expected == pytest.approx(np.mean(choices))
     with pytest.raises(ConfregError, match="have 4 neurons in common"):
         ds.confreg.overlap(other.isel(neuron=slice(4)), 5, by="te")
+    with pytest.raises(ConfregError, match=r"not the same ones: .*48 neurons .*; .*96 neurons"):
+        ds.confreg.overlap(other.assign_attrs(model_neurons=96), 3, by="te")

@@ -169,6 +169,27 @@ def test_old_stores_that_do_not_say_their_models_shape_are_compared():
     assert "width 64; llama, 12 layers, width 32" in confreg.compare(old, other).attrs["left_out"]
 
 
+def test_effects_about_other_frequencies_are_not_compared():
+    names = ["loss_total", "loss_frequency_direct", "entropy_total", "kl_frequency_total"]
+    a, b = (
+        made(counts=f"{n}.csv", counts_sha256=n * 10, mediated_direct=names[1]).assign_coords(
+            effect=names
+        )
+        for n in "12"
+    )
+    found = confreg.compare(a, b, draws=20)
+    said = r"counts is 1\.csv \(11111111\) and 2\.csv \(22222222\)"
+    assert re.search(f"de, mediated, te_mediated: {said}", found.attrs["left_out"])
+    assert re.search(f"loss_frequency_direct, kl_frequency_total: {said}", found.attrs["left_out"])
+    assert found["effect"].values.tolist() == ["loss_total", "entropy_total"]
+    assert found["effect_units"].dims == ("effect",)
+    assert np.isfinite(found["te_change"]).all()
+    assert not {"de_change", "mediated_change", "mediated_change_low"} & set(found)
+    assert "mediated_change_low" in confreg.compare(a, a, draws=20)
+    few = confreg.compare(a, a.sel(effect=names[2:]), draws=20)
+    assert few["effect"].values.tolist() == names[2:]
+
+
 def test_of_one_document_changes_are_there_and_no_intervals():
     a = made().isel(token=slice(40))
     found = confreg.compare(a, made(seed=1).isel(token=slice(40)).assign_coords(a.coords))

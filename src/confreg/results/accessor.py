@@ -204,7 +204,8 @@ class Accessor:
         Raises
         ------
         ConfregError
-            There is no such store, one cannot be ranked so, or they have no ``n`` in common.
+            There is no such store, one cannot be ranked so, they have no ``n`` in common, or their
+            models are of different shapes.
         """
         if not isinstance(other, xr.Dataset):
             from confreg.results.open import open

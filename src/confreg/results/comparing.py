@@ -28,6 +28,7 @@ from confreg.results import axes
 from confreg.results.groups import not_known, own_means
 from confreg.results.overlap import by_chance
 from confreg.results.resampling import Documents
+from confreg.results.shape import unlike
 
 ABLATED = (
     "te", "de", "mediated", "effect", "shift", "accuracy", "mean_confidence", "ece", "mce", "brier",
@@ -38,22 +39,19 @@ SETTINGS = {
     "ablation": ABLATED,
     "mean_over": (*ABLATED, *MEANS, "mean_activation", "above_share"),
     "mean_from_sha256": (*ABLATED, *MEANS),
-    "centre_vocabulary": ("logit_var", "null_fraction", "vocab_", "singular_value"),
+    "counts_sha256": ("frequency_cosine", "de", "mediated", "te_mediated"),
+    "centre_vocabulary": (
+        "logit_var",
+        "null_fraction",
+        "vocab_",
+        "singular_value",
+        "frequency_cosine",
+    ),
     "null_dims": ("null_fraction",),
     "parameter_kurtosis_above": ("role",),
     "parameter_variance_above": ("role",),
 }
 """Attributes, and beginnings of names of variables that mean something else where they differ."""
-
-SHAPE = {
-    "model_architecture": "{}",
-    "model_layers": "{} layers",
-    "model_width": "width {}",
-    "model_neurons": "{} neurons a layer",
-    "model_experts": "{} experts a layer",
-    "model_heads": "{} heads a layer",
-}
-"""Attributes that say of what shape a model is; what a store does not say agrees with all."""
 
 PER_TOKEN = ("loss", "entropy", "norm_scale", "confidence", "correct")
 CHUNK = 64
@@ -71,6 +69,8 @@ class Terms:
         Where the common entries stand in each; None where entries of one name are not the same.
     tokens : bool
         Whether both are about the same tokens, of which the same are kept.
+    effects : list of str
+        Those that are compared token by token.
     said, refused : list of str
         In words: what is compared, and what is not and why.
     """
@@ -78,6 +78,7 @@ class Terms:
     subject: str
     rows: tuple[np.ndarray, np.ndarray] | None = None
     tokens: bool = False
+    effects: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
@@ -196,15 +197,10 @@ def agree(first: xr.Dataset, second: xr.Dataset) -> Terms:
 
 def _agree_on_subjects(first: xr.Dataset, second: xr.Dataset, terms: Terms) -> None:
     dim = terms.subject
-    shapes = [_shape(ds) for ds in (first, second)]
-    both = [name for name in SHAPE if all(name in shape for shape in shapes)]
     labels = [axes.texts(ds, dim) for ds in (first, second)]
     common = set(labels[0]) & set(labels[1])
-    if any(shapes[0][name] != shapes[1][name] for name in both):
-        words = [", ".join(SHAPE[name].format(shape[name]) for name in both) for shape in shapes]
-        terms.refused.append(
-            f"{dim}s one by one: the models are of different shapes ({words[0]}; {words[1]})"
-        )
+    if shapes := unlike(first, second):
+        terms.refused.append(f"{dim}s one by one: the models are of different shapes ({shapes})")
     elif not common:
         terms.refused.append(f"{dim}s one by one: the stores have none in common")
     else:
@@ -218,12 +214,6 @@ def _agree_on_subjects(first: xr.Dataset, second: xr.Dataset, terms: Terms) -> N
                 terms.refused.append(f"{alone:,} {dim}s that only the {word} store has")
     if terms.rows is None:
         terms.said.append(f"distributions over {len(labels[0]):,} and {len(labels[1]):,} {dim}s")
-
-
-def _shape(ds: xr.Dataset) -> dict[str, Any]:
-    """What a store knows of its model's shape; an old one its width by the null space alone."""
-    found = {"model_width": ds.sizes.get("component")} | ds.attrs
-    return {name: found[name] for name in SHAPE if found.get(name) is not None}
 
 
 def _agree_on_tokens(first: xr.Dataset, second: xr.Dataset, terms: Terms) -> None:
@@ -266,9 +256,7 @@ def _comparable(first: xr.Dataset, second: xr.Dataset, terms: Terms) -> list[str
             continue
         away = [name for name in both if name.startswith(beginnings)]
         if away:
-            word = attribute.removeprefix("parameter_").removesuffix("_sha256")
-            one, other = (_setting(ds, attribute) for ds in (first, second))
-            terms.refused.append(f"{', '.join(away)}: {word} is {one} and {other}")
+            terms.refused.append(f"{', '.join(away)}: {_settings(first, second, attribute)}")
         both = [name for name in both if name not in away]
     return both
 
@@ -277,10 +265,15 @@ def _differ(first: xr.Dataset, second: xr.Dataset, attribute: str) -> bool:
     return first.attrs.get(attribute) != second.attrs.get(attribute)
 
 
-def _setting(ds: xr.Dataset, attribute: str) -> str:
-    """A setting in words; of contents that a digest tells apart, what they are called too."""
-    value, name = str(ds.attrs.get(attribute, "not given")), attribute.removesuffix("_sha256")
-    return f"{ds.attrs[name]} ({value[:8]})" if name != attribute and name in ds.attrs else value
+def _settings(first: xr.Dataset, second: xr.Dataset, attribute: str) -> str:
+    """How a setting differs; of contents that a digest tells apart, what they are called too."""
+    name = attribute.removesuffix("_sha256")
+    said = []
+    for ds in (first, second):
+        value = str(ds.attrs.get(attribute, "not given"))
+        named = name != attribute and name in ds.attrs
+        said.append(f"{ds.attrs[name]} ({value[:8]})" if named else value)
+    return f"{name.removeprefix('parameter_')} is {' and '.join(said)}"
 
 
 def _numbers(first: xr.Dataset, second: xr.Dataset, terms: Terms, top: int) -> dict[str, Any]:
@@ -467,9 +460,15 @@ def _effects(
     if any(_differ(first, second, each) for each, names in SETTINGS.items() if "effect" in names):
         return {}  # refused with the variables that follow from them
     names = [str(n) for n in first["effect"].values if n in second["effect"].values]
+    if _differ(first, second, "counts_sha256"):
+        if away := [name for name in names if "frequency" in name]:
+            said = _settings(first, second, "counts_sha256")
+            terms.refused.append(f"{', '.join(away)}: {said}")
+        names = [name for name in names if name not in away]
     if not names:
         terms.refused.append("effects: the stores have none in common")
         return {}
+    terms.effects = names
     first, second = (ds.sel(effect=names) for ds in (first, second))
     own = own_means(first, names)
     if unknown := [name for name, mean in own.items() if mean is not_known]:
@@ -572,9 +571,12 @@ def _labels(first: xr.Dataset, terms: Terms) -> dict[str, Any]:
     """The coordinates of what is compared one by one, as the first store has them."""
     if terms.rows is None:
         return {}
-    dims = {terms.subject, "effect"}
+    some = first.isel({terms.subject: terms.rows[0]})
+    if terms.effects:
+        some = some.sel(effect=terms.effects)
+    dims = {terms.subject, *["effect"] * bool(terms.effects)}
     return {
-        str(name): value.isel({terms.subject: terms.rows[0]} if terms.subject in value.dims else {})
-        for name, value in first.coords.items()
+        str(name): value
+        for name, value in some.coords.items()
         if set(value.dims) <= dims and value.dims
     }

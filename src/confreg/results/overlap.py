@@ -7,7 +7,8 @@ from typing import NamedTuple
 import xarray as xr
 
 from confreg.errors import ConfregError
-from confreg.results import tables
+from confreg.results import axes, tables
+from confreg.results.shape import unlike
 
 
 class Overlap(NamedTuple):
@@ -64,9 +65,15 @@ def overlap(
     Raises
     ------
     ConfregError
-        They cannot be ranked so, have no n entries in common, or n is no number of entries.
+        They cannot be ranked so, have no n entries in common, n is no number of entries, or their
+        models are of different shapes.
     """
     axis = tables.chosen_axis(first, axis)
+    if axis != axes.text(first) and (shapes := unlike(first, second)):
+        raise ConfregError(
+            f"{axis.capitalize()}s of one name are not the same ones: the models are of different "
+            f"shapes ({shapes})."
+        )
     ranked = []
     for ds in (first, second):
         frame = ds.confreg.top(by, ds.sizes.get(axis, 0), axis=axis)
