@@ -245,7 +245,7 @@ def test_a_temperature_share_is_of_means():
     # Of a share of which a store does not keep what it follows from, and of what has no mean.
     bare = [ds.drop_sel(effect="divergence_total") for ds in (a, b)]
     found = confreg.compare(*bare, draws=20)
-    assert "temperature_share, predicted: what " in found.attrs["left_out"]
+    assert "temperature_share, predicted: no mean of the tokens" in found.attrs["left_out"]
     assert np.isnan(
         found["effect_mean_change"].sel(effect=["temperature_share", "predicted"])
     ).all()

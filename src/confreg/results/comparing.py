@@ -473,7 +473,7 @@ def _effects(
     own = own_means(first, names)
     if unknown := [name for name, mean in own.items() if mean is not_known]:
         terms.refused.append(
-            f"{', '.join(unknown)}: what they are of many tokens their recipe knows"
+            f"{', '.join(unknown)}: no mean of the tokens' values; what it is of is not stored"
         )
     mean = functools.partial(of_sums, names=names, own=own)
     pathways = [names.index(first.attrs[k]) for k in ("mediated_total", "mediated_direct")
