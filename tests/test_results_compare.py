@@ -303,7 +303,18 @@ def test_output_weights_that_a_census_keeps_are_compared(checkpoint, tmp_path):
 
 
 def test_the_page_says_what_was_compared():
-    found = confreg.compare(made(), made(seed=1, null_dims=7), draws=20)
+    pair = made(), made(seed=1, null_dims=7)
+    for name, ds in zip("ab", pair):
+        ds.encoding["source"] = f"/runs/{name}.zarr"
+    found = confreg.compare(*pair, draws=20)
     html = page.render(found, sections.Options())
     assert "Left out: " in html
     assert "30 neurons, by name" in html
+    assert f"<dt>First</dt><dd>a.zarr ({pair[0].attrs['model'].partition('<')[0]}" in html
+    assert f"<dt>Text</dt><dd>{pair[0].attrs['corpus']}</dd>" in html
+    titles = re.findall(r'-title">(.*?)</h2>', html)
+    assert titles.count("Predictions") == 1
+    assert "Variables" not in titles
+    headings = re.findall(r"<button[^>]*>(.*?)</button>", html)
+    assert {"TE, first (nats)", "Δ TE (nats)", "LogitVar, second", "p (shared)"} <= {*headings}
+    assert not [heading for heading in headings if heading in ("te first", "logit var second")]

@@ -8,7 +8,7 @@ import numpy as np
 
 from confreg.report.sections import Cell, Column, Figure, Options, Section, Table, section
 from confreg.report.styling import BLUE, GREY, RED, styled
-from confreg.report.wording import number, signed
+from confreg.report.wording import in_units, label, number, signed, unit, units
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -43,8 +43,8 @@ def scatter(ds: xr.Dataset, name: str) -> go.Figure:
         "opacity": 0.6}, customdata=[str(label) for label in ds[dim].values[order]],
         hovertemplate="<b>%{customdata}</b><br>%{x:.4g} → %{y:.4g}<extra></extra>",
     )  # fmt: skip
-    figure.update_xaxes(title=f"first: {ds.attrs['first']}")
-    figure.update_yaxes(title=f"second: {ds.attrs['second']}")
+    for update, side in ((figure.update_xaxes, "first"), (figure.update_yaxes, "second")):
+        update(title=f"{side}: {ds.attrs[side]}")
     return styled(figure)
 
 
@@ -71,7 +71,7 @@ def intervals(ds: xr.Dataset, name: str) -> go.Figure:
     return styled(figure).update_layout(height=620)
 
 
-@section(needs={"median_first": ("variable",), "median_second": ("variable",)}, shows=())
+@section(needs={"median_first": ("variable",), "median_second": ("variable",)})
 def comparison(ds: xr.Dataset, options: Options) -> Section:
     """Show what was compared, and how the numbers of two stores differ."""
     names = [str(name) for name in ds["variable"].values]
@@ -82,24 +82,18 @@ def comparison(ds: xr.Dataset, options: Options) -> Section:
     chosen = [name for name in FIRST if name in names]
     chosen += [name for name in names if name not in chosen]
     for name in [n for n in chosen if f"{n}_first" in ds][:DRAWN]:
-        figures.append(Figure(f"pair-{name}", scatter(ds, name), f"{name}, second against first."))
+        caption = f"{_of_both(ds, name)}, second against first."
+        figures.append(Figure(f"pair-{name}", scatter(ds, name), caption))
     for name in ("te_change", "mediated_change", "activation_shift"):
         if f"{name}_low" in ds and name in ds:
-            figures.append(
-                Figure(f"interval-{name}", intervals(ds, name),
-                       f"The largest of {name}, 95 % intervals over documents; red: without 0.")
-            )  # fmt: skip
-    words = {
-        "median_first": "median, first", "median_second": "median, second",
-        "rank_correlation": "rank correlation", "top_shared": "shared at the top",
-        "top_p": "p of so many", "ks": "KS", "ks_p": "p of KS",
-    }  # fmt: skip
-    there = [key for key in words if key in ds]
-    columns = [Column(words[key], str(ds[key].attrs.get("long_name", key))) for key in there]
+            caption = f"The largest of {label(ds, name)}, with 95 % intervals over documents; red: "
+            figures.append(Figure(f"interval-{name}", intervals(ds, name), f"{caption}without 0."))
+    there = [str(key) for key in ds.data_vars if ds[key].dims == ("variable",)]
+    columns = [Column(label(ds, key), str(ds[key].attrs.get("long_name", key))) for key in there]
     rows = []
     for at, name in enumerate(names):
         values = [float(ds[key].values[at]) for key in there]
-        rows.append((name, False, [
+        rows.append((_of_both(ds, name), False, [
             Cell(number(x), x if np.isfinite(x) else None) for x in values
         ]))  # fmt: skip
     shows = frozenset(there)
@@ -107,25 +101,37 @@ def comparison(ds: xr.Dataset, options: Options) -> Section:
                    Table(columns, rows, "number"), shows)  # fmt: skip
 
 
+def _of_both(ds: xr.Dataset, name: str) -> str:
+    """Write a number that both stores have, with its units."""
+    return in_units(label(ds, name, unit=False), units(ds, f"{name}_first") or units(ds, name))
+
+
 @section(
     needs=dict.fromkeys(
-        ("token_mean_first", "token_mean_second", "token_mean_change", "token_mean_low",
-         "token_mean_high"),
-        ("prediction",),
+        ("token_mean_first", "token_mean_second", "token_mean_change"), ("prediction",)
     ),
-)  # fmt: skip
+)
 def predictions(ds: xr.Dataset, options: Options) -> Section:
-    """Show how the unedited predictions differ."""
-    columns = [Column("first"), Column("second"), Column("change"), Column("95 %", text=True)]
+    """Show how the unedited predictions differ, with intervals where there are any."""
+    spans = all(f"token_mean_{end}" in ds for end in ("low", "high"))
+    columns = [Column("first"), Column("second"), Column("change")]
+    columns += [Column("95 %")] * spans
     rows = []
-    for at, name in enumerate(ds["prediction"].values):
-        one, other, change, low, high = (
-            float(ds[f"token_mean_{end}"].values[at])
-            for end in ("first", "second", "change", "low", "high")
+    for at, name in enumerate(map(str, ds["prediction"].values)):
+        one = ds.isel(prediction=at)
+        first, second, change = (
+            float(one[f"token_mean_{end}"]) for end in ("first", "second", "change")
         )
-        span = f"{signed(low)} to {signed(high)}"
-        cells = [Cell(number(one), one), Cell(number(other), other), Cell(signed(change), change)]
-        rows.append((str(name), False, [*cells, Cell(span, low)]))
-    lead = "Means over kept tokens of the unedited models, and the change with its interval."
+        cells = [Cell(number(first), first), Cell(number(second), second)]
+        cells.append(Cell(signed(change), change))
+        if spans:
+            low, high = (float(one[f"token_mean_{end}"]) for end in ("low", "high"))
+            cells.append(Cell(f"{signed(low)} to {signed(high)}", low))
+        unit_ = unit(str(one["prediction_unit"].values)) if "prediction_unit" in one else ""
+        rows.append((in_units(label(ds, name, unit=False), unit_), False, cells))
+    lead = "Means over kept tokens of the unedited models, and the change"
+    lead += " with its interval." if spans else "."
+    named = ("token_mean_low", "token_mean_high", "prediction_unit", "prediction_meaning")
+    shows = frozenset(name for name in named if name in ds.data_vars)
     return Section("predictions", "Predictions", lead, [], "table",
-                   Table(columns, rows, "prediction"))  # fmt: skip
+                   Table(columns, rows, "prediction"), shows)  # fmt: skip

@@ -126,6 +126,8 @@ def facts(ds: xr.Dataset) -> list[tuple[str, str]]:
     """Say what was run, as pairs of a word and a phrase; unknown things are left out."""
     found = [
         ("Model", _model(ds)),
+        ("First", _join(ds, first="{}", first_command="{}")),
+        ("Second", _join(ds, second="{}", second_command="{}")),
         ("Neurons", _neurons(ds)),
         ("Axes", _axes(ds)),
         ("Text", _text(ds)),

@@ -113,24 +113,31 @@ def glossary(ds: xr.Dataset) -> list[tuple[str, str]]:
     if "frequency" in mediator(ds)[0]:
         frozen = "the logits’ component along the token-frequency direction"
     repeated = vocabulary.REPEATED if "occurrence" in ds.variables else {}
+    # Of numbers that are there for several stores, the word itself.
+    of = {name: str(array.attrs.get("number_of", "")) for name, array in ds.data_vars.items()}
+    there = {*map(str, ds.variables), *of.values()}
     found = [
         (word.symbol, repeated.get(name, word.meaning).format(frozen=frozen))
         for name, word in vocabulary.WORDS.items()
-        if name in ds.variables and word.meaning
+        if name in there and word.meaning
     ]
-    if axes.kind(ds, "effect") == "quantity" and "effect" in ds.sizes:
-        found.append(("Δ", "after the edit, less before it"))
+    if "effect" in ds.sizes or "delta" in ds.attrs:
+        found.append(("Δ", str(ds.attrs.get("delta", "after the edit, less before it"))))
     engines = str(ds.attrs.get("engine", "")).split(",")
     found += [item for item in vocabulary.ENGINES.items() if item[0] in engines]
-    own = [str(name) for name in ds.data_vars if name not in vocabulary.WORDS]
+    own = [str(name) for name in ds.data_vars if name not in vocabulary.WORDS and not of[name]]
     return found + [
         (label(ds, name, unit=False), long_name(ds, name)) for name in own if long_name(ds, name)
     ]
 
 
 def label(ds: xr.Dataset, name: str, unit: bool = True) -> str:
-    """Return a variable's symbol, or its name, with its unit unless that is 1."""
-    return in_units(vocabulary.word(name).symbol, units(ds, name) if unit else "")
+    """Return a variable's symbol, or its name, with its unit unless that is 1.
+
+    The symbol is the dataset's own, in an attribute of the variable, else the vocabulary's.
+    """
+    own = str(ds[name].attrs.get("symbol", "")) if name in ds.variables else ""
+    return in_units(own or vocabulary.word(name).symbol, units(ds, name) if unit else "")
 
 
 def units(ds: xr.Dataset, name: str) -> str:

@@ -17,6 +17,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ import xarray as xr
 
 from confreg.derive.means import of_sums
 from confreg.errors import ConfregError
-from confreg.results import axes
+from confreg.results import axes, vocabulary
 from confreg.results.groups import not_known, own_means
 from confreg.results.overlap import by_chance
 from confreg.results.resampling import Documents
@@ -52,6 +53,12 @@ SETTINGS = {
     "parameter_variance_above": ("role",),
 }
 """Attributes, and beginnings of names of variables that mean something else where they differ."""
+
+ENDS = {
+    "_change_low": "Δ {}, low", "_change_high": "Δ {}, high", "_change": "Δ {}",
+    "_first": "{}, first", "_second": "{}, second",
+}  # fmt: skip
+"""What is written of a number of both stores, by the end of the variable's name."""
 
 PER_TOKEN = ("loss", "entropy", "norm_scale", "confidence", "correct")
 CHUNK = 64
@@ -145,9 +152,11 @@ def compare(
             "The two stores have no number in common to compare: " + "; ".join(terms.refused) + "."
         )
     coords = _labels(first, terms)
-    names = [str(ds.attrs.get("model", "")) for ds in (first, second)]
+    names = [_named(ds) for ds in (first, second)]
+    commands = [str(ds.attrs.get("command_line", "")) for ds in (first, second)]
+    texts = dict.fromkeys(str(ds.attrs.get("corpus", "")) for ds in (first, second))
     recipe = str(first.attrs.get("recipe", ""))
-    return xr.Dataset(
+    made = xr.Dataset(
         found,
         coords=coords,
         attrs={
@@ -155,6 +164,10 @@ def compare(
             "recipe": f"comparison of {recipe}",
             "first": names[0],
             "second": names[1],
+            "first_command": commands[0],
+            "second_command": commands[1],
+            "delta": "the second, less the first",
+            "corpus": "; ".join(filter(None, texts)),
             "compared": "; ".join(terms.said),
             "left_out": "; ".join(terms.refused),
             "draws": draws,
@@ -162,6 +175,25 @@ def compare(
             "complete": 1,
         },
     )
+    return _call(made)
+
+
+def _named(ds: xr.Dataset) -> str:
+    """How a store is called: its file's name, as far as it is known, and its model."""
+    source, model = Path(ds.encoding.get("source", "")).name, str(ds.attrs.get("model", ""))
+    return f"{source} ({model})" if source else model
+
+
+def _call(found: xr.Dataset) -> xr.Dataset:
+    """Write each number that both stores have by its shared word."""
+    for name, array in found.data_vars.items():
+        for end, text in ENDS.items():
+            of = str(name).removesuffix(end)
+            if of != name and of in vocabulary.WORDS:
+                symbol = text.format(vocabulary.word(of).symbol)
+                array.attrs |= {"symbol": symbol, "number_of": of}
+                break
+    return found
 
 
 def agree(first: xr.Dataset, second: xr.Dataset) -> Terms:
@@ -280,7 +312,7 @@ def _numbers(first: xr.Dataset, second: xr.Dataset, terms: Terms, top: int) -> d
     from scipy import stats
 
     dim, found, rows = terms.subject, {}, []
-    names = _comparable(first, second, terms)
+    names = vocabulary.ordered(_comparable(first, second, terms))
     for name in names:
         one, other = (ds[name].values.astype(np.float64) for ds in (first, second))
         units = {"units": str(first[name].attrs.get("units", "1"))}
@@ -309,18 +341,20 @@ def _numbers(first: xr.Dataset, second: xr.Dataset, terms: Terms, top: int) -> d
     if not rows:
         return found
     words = {
-        "median_first": "median, first", "median_second": "median, second",
-        "rank_correlation": "Spearman's rank correlation",
-        "top_shared": "shared among the largest of each",
-        "top_jaccard": "Jaccard overlap of the largest of each",
-        "top_p": "hypergeometric p of so many shared",
-        "ks": "largest difference of the cumulative distributions",
-        "ks_p": "p of that, two-sided",
+        "median_first": ("median, first", "median of the first"),
+        "median_second": ("median, second", "median of the second"),
+        "rank_correlation": ("rank correlation", "Spearman's rank correlation"),
+        "top_shared": ("shared top", "shared among the largest of each"),
+        "top_jaccard": ("Jaccard", "Jaccard overlap of the largest of each"),
+        "top_p": ("p (shared)", "hypergeometric p of so many shared"),
+        "ks": ("KS", "largest difference of the cumulative distributions"),
+        "ks_p": ("p (KS)", "p of KS, two-sided"),
     }  # fmt: skip
-    for key, text in words.items():
+    for key, (symbol, text) in words.items():
         values = np.array([row[key] for row in rows], dtype=float)
         if np.isfinite(values).any():
-            found[key] = ("variable", values, {"long_name": text, "units": "1"})
+            attrs = {"long_name": text, "units": "1", "symbol": symbol}
+            found[key] = ("variable", values, attrs)
     label = {"long_name": "number that both stores have", "axis_kind": "subject"}
     found["variable"] = ("variable", np.array(names, dtype=object), label)
     return found

@@ -58,7 +58,9 @@ def open(path: str | Path) -> xr.Dataset:
             f"The store {str(path)!r} is damaged ({str(error).splitlines()[0]}). Run the command "
             "that made it again: it mends what it can."
         ) from error
-    return _tidy(found)
+    found = _tidy(found)
+    found.encoding["source"] = str(path)  # as xarray does for files
+    return found
 
 
 def _check_whole(path: Path, root: zarr.Group) -> None:

@@ -260,7 +260,7 @@ PATHWAYS = {
 }
 """How the pathway of an effect is written behind its quantity; others stand as they are."""
 
-RANKED_BY = ("te_mediated", "te", "excess_correlation", "effect_abs_mean")
+RANKED_BY = ("te_mediated", "te", "excess_correlation", "effect_abs_mean", "te_change")
 """Variables by which an axis is ranked if it has one, the first of them that there is."""
 
 
