@@ -134,7 +134,8 @@ def test_wrong_rows_are_found_out(architecture):
                 verify.verify(mutant)
             assert isinstance(found.value.__cause__, OutOfOrderError)
         elif part in READ:
-            assert found_wrong(mutant) == ["neurons"], part
+            found = agreement.made(mutant, zoo.tokens(1))
+            assert found["made"] > 0.01 * found["neuron"], part
         else:
             assert {"exact", "scale", "experts"} & set(found_wrong(mutant)), part
 

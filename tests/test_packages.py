@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ import zoo
 from test_models_verify import UNKNOWN, unknown
 
 import confreg
+from confreg.cli import main
 from confreg.errors import ConfregError
-from confreg.models import own
+from confreg.models import classes, lookup, named, own
 
 DOCS = Path(__file__).parent.parent / "docs"
 RECIPES, ROWS = ((DOCS / f"{name}.md").read_text() for name in ("recipes", "architectures"))
@@ -106,13 +108,17 @@ def test_a_file_is_a_row(tmp_path, monkeypatch, text, words):
     ("text", "said"),
     [
         ("model_type = ", "is not valid TOML"),
-        ('model_type = "doge"\nlayer = "model.layers"', "layer: Extra inputs are not permitted"),
+        (
+            'model_type = "doge"\nlayer = "model.layers"',
+            "layer = 'model.layers': Extra inputs are not permitted",
+        ),
         ('model_type = "doge"\nlike = "lama"', "no architecture 'lama' to be like"),
         (
             'model_type = "doge"\nlayers = "model.layers"',
             "does not say down_projection, final_norm",
         ),
         ('title = "Doge"', "model_type: Field required"),
+        (f"{LIKE}eps = []", r"eps = \[\]: Input should be"),
     ],
 )
 def test_a_file_that_is_no_row_is_refused(tmp_path, monkeypatch, text, said):
@@ -120,6 +126,78 @@ def test_a_file_that_is_no_row_is_refused(tmp_path, monkeypatch, text, said):
     (tmp_path / "mine.toml").write_text(text)
     with pytest.raises(ConfregError, match=said):
         own.rows()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('eps = "no_such"', "is no attribute of the configuration (doge)"),
+        ('scale = "model_type"', "is 'doge', which is no number"),
+        ("multiplier = nan", "is nan, which is no number"),
+        ('softcap = "no_cap"', "is no attribute of the configuration"),
+        ("width = 40", "is not how many numbers mlp.down_proj takes, which is 48"),
+        ('width = "hidden_size"', "is not how many numbers mlp.down_proj takes, which is 48"),
+        ('layers = "model.layerz"', "names 'layerz', which the model has not there, but "),
+        ('layers = "model.layers.0"', "is no list of 3 layers"),
+        ('final_norm = "model.config"', "names 'config', which the model has not there"),
+        ('final_norm = "lm_head"', "is a matrix, and no norm"),
+        ('unembedding = "model.embed_tokens"', "is no matrix"),
+        ('unembedding = "model.layers.0.mlp.down_proj"', "takes 48 numbers and gives 32, and not"),
+        ('down_projection = "mlp.down"', "names 'down', which layer 0 has not there, but "),
+        ('down_projection = "mlp.up_proj"', "takes 32 numbers and gives 48, and not 48 and 32"),
+        ('down_projection = ""', "names '', which layer 0 has not there, but "),
+        ('up = "mlp.upx"', "names 'upx', which layer 0 has not there, but gate_proj, up_proj, "),
+        ('gate = "mlp.down_proj"', "takes 48 numbers and gives 32, and not 32 and 48"),
+        ('norm_before = "norm"', "names 'norm', which layer 0 has not there"),
+        ('norm_before = "mlp.up_proj"', "is a matrix, and no norm"),
+        ('post_norm = "no_norm"', "names 'no_norm', which layer 2 has not there"),
+        ('scaled_sum = "no_norm"', "names 'no_norm', which layer 2 has not there"),
+        ('like = "mixtral"', "experts = 'num_local_experts' is no attribute"),
+        ('like = "falcon"', "norm_before cannot be found out: "),
+    ],
+)
+def test_a_file_that_names_what_is_not_there_is_refused(tmp_path, monkeypatch, line, said):
+    monkeypatch.setenv("CONFREG_ARCHITECTURES", str(tmp_path))
+    kept = "" if line.startswith("like") else 'like = "llama"\nno_heads = "none"\n'
+    (tmp_path / "mine.toml").write_text(f'model_type = "doge"\n{kept}{line}')
+    config = unknown()[0].config
+    with pytest.raises(ConfregError) as found:
+        lookup.find(config, "tiny", lambda: classes.weightless(config))
+    words = str(found.value)
+    assert words.startswith(f"{tmp_path / 'mine.toml'}: ")
+    assert said in words
+    if not line.startswith("like"):
+        key, _, value = line.partition(" = ")
+        assert f"{key} = {value}".replace('"', "'") in words
+
+
+@pytest.mark.parametrize("command", ["verify", "run"])
+def test_such_a_file_ends_a_command_with_a_sentence(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.setenv("CONFREG_ARCHITECTURES", str(tmp_path))
+    (tmp_path / "mine.toml").write_text('model_type = "llama"\nlike = "llama"\nwidth = 40\n')
+    words = {"verify": [], "run": ["census", "--out", str(tmp_path / "o.zarr"), "--model"]}[command]
+    with pytest.raises(SystemExit) as ended:
+        main([command, *words, str(zoo.save("llama", tmp_path / "model"))])
+    assert ended.value.code == 2
+    assert f"{tmp_path / 'mine.toml'}: width = 40 is not how many" in capsys.readouterr().err
+
+
+def test_what_is_tested_names_what_is_there():
+    for name in {**zoo.CONFIGS, **zoo.EXPERTS, **zoo.AROUND_EXPERTS}:
+        config = zoo.config(name)
+        row = lookup.find(config, "tiny")
+        named.check(replace(row, origin="mine"), lookup.text_of(config), classes.weightless(config))
+
+
+def test_an_empty_path_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONFREG_ARCHITECTURES", str(tmp_path))
+    empty = ("post_norm", "softcap", "norm_before", "attention_out", "up", "gate")
+    lines = "".join(f'{key} = ""\n' for key in empty)
+    (tmp_path / "mine.toml").write_text(f'model_type = "doge"\nlike = "gemma2"\n{lines}')
+    row = own.rows()["doge"]
+    assert [getattr(row, key) for key in empty] == [None, None, None, None, "", ""]
+    config = unknown()[0].config
+    assert lookup.find(config, "tiny", lambda: classes.weightless(config)) == row
 
 
 def test_a_row_of_one_s_own_comes_before_the_table_s(tmp_path, monkeypatch):
@@ -147,8 +225,6 @@ class Broken:
     ("gives", "said"), [(ImportError("no such thing"), "does not load"), (3, "gives 3, where")]
 )
 def test_a_package_that_is_broken_is_named(monkeypatch, capsys, gives, said):
-    from confreg.cli import main
-
     recipe = importlib.import_module("confreg.recipe")  # confreg.recipe is the decorator
 
     def broken(group):

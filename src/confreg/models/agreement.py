@@ -161,7 +161,7 @@ def engines(model: Any, ids: torch.Tensor) -> dict[str, float]:
     """
     index, values = _chosen(model, ids)
     forward = _ablated(model, ids, index, values, fx.Forward())
-    found = {"largest": float(forward.abs().max()), **_plainly(model, ids), **_made(model, ids)}
+    found = {"largest": float(forward.abs().max()), **_plainly(model, ids), **made(model, ids)}
     for name, engine in ENGINES.items():
         found[name] = float((_ablated(model, ids, index, values, engine()) - forward).abs().max())
     return found
@@ -171,13 +171,13 @@ def of_engines(model: Any, found: dict[str, float]) -> list[Compared]:
     """What `engines` found, as things compared."""
     tolerance = TOLERANCE.get(model.dtype, COARSE)
     what = "neurons, made of the residual stream by the row's matrices and norm, and the model's"
-    made = Compared("neurons", what, found["made"], found["neuron"], tolerance)
+    read = Compared("neurons", what, found["made"], found["neuron"], tolerance)
     if why := unread(model):
-        made = uncompared("neurons", why)
+        read = uncompared("neurons", why)
     what = "predictions and the same with another last token"
     causal = Compared("causal", what, found["ahead"], found["logit"], tolerance)
     what = "logits by the row's scale and softcap and the model's"
-    plain = [made, Compared("scale", what, found["finished"], found["logit"], tolerance), causal]
+    plain = [read, Compared("scale", what, found["finished"], found["logit"], tolerance), causal]
     if model.after_mlp:
         alone = f"the forward engine alone fits: {model.after_mlp}"
         return [*plain, uncompared("exact", alone)]
@@ -197,7 +197,7 @@ def unread(model: Any) -> str:
     return ""
 
 
-def _made(model: Any, ids: torch.Tensor) -> dict[str, float]:
+def made(model: Any, ids: torch.Tensor) -> dict[str, float]:
     """The last layer's neurons by what its row says of their inputs, against what they are.
 
     Of the activation functions that it may have, the one that fits best.
@@ -223,8 +223,8 @@ def _made(model: Any, ids: torch.Tensor) -> dict[str, float]:
             gate = fx.read_readout(norm, inputs.gate, stream, **spec).raw(stream)
         gate = (gate * inputs.gate_factor).to(given.dtype)
         acted = gate if function is None else function(gate)
-        made = nnsight.save([each.float().cpu() for each in (gate, acted, up, given)])
-    gate, acted, up, given = made
+        found = nnsight.save([each.float().cpu() for each in (gate, acted, up, given)])
+    gate, acted, up, given = found
     with torch.no_grad():
         mine = [acted, *(other(gate) for other in _usual(model.config))]
     if inputs.gate is not None or inputs.fused:

@@ -15,7 +15,7 @@ from typing import Any
 from confreg.models.banks import Bank
 
 
-def _of(config: Any, value: Any) -> Any:
+def value_of(config: Any, value: Any) -> Any:
     """A number, or the configuration's attribute, or a function of it."""
     if isinstance(value, str):
         return getattr(config, value)
@@ -163,13 +163,13 @@ class Architecture:
     def n_neurons(self, config: Any) -> int:
         """Neurons of one layer, of the one that has most: inputs of down-projections."""
         banks = self.banks(config)
-        return max(bank.size for bank in banks) if banks else int(_of(config, self.width))
+        return max(bank.size for bank in banks) if banks else int(value_of(config, self.width))
 
     def banks(self, config: Any) -> tuple[Bank, ...]:
         """The neurons of each layer, in families with routed experts; empty in others."""
         if not self.experts:
             return ()
-        width, shared = (int(_of(config, each)) for each in (self.width, self.shared_width))
+        width, shared = (int(value_of(config, each)) for each in (self.width, self.shared_width))
         per_token = getattr(config, "num_experts_per_tok", None) or 0
         routed = Bank(self.n_experts(config), width, shared, per_token)
         plain = Bank(0, int(getattr(config, self.plain_width)))
@@ -181,11 +181,11 @@ class Architecture:
 
     def mlp_factor(self, config: Any) -> float:
         """What the MLP adds is multiplied by."""
-        return float(_of(config, self.multiplier))
+        return float(value_of(config, self.multiplier))
 
     def input_factor(self, config: Any) -> float:
         """What the gate's output is multiplied by."""
-        return float(_of(config, self.gate_factor))
+        return float(value_of(config, self.gate_factor))
 
     def before_mlp(self, config: Any) -> str | None:
         """Path from a layer of the norm whose output the MLP is given; None where there is none."""
@@ -205,7 +205,7 @@ class Architecture:
 
     def norm_eps(self, config: Any) -> float:
         """Return ε of the norms."""
-        return float(_of(config, self.eps))
+        return float(value_of(config, self.eps))
 
     def readout(self, config: Any) -> dict[str, Any]:
         """Keywords of `confreg.effects.read_readout` that the configuration knows."""
@@ -213,7 +213,7 @@ class Architecture:
         return {
             "centred": self.centred,
             "eps": self.norm_eps(config),
-            "scale": float(_of(config, self.scale)),
+            "scale": float(value_of(config, self.scale)),
             "softcap": None if cap is None else float(cap),
         }
 

@@ -33,13 +33,15 @@ def find(config: Any, name: str, network: Callable[[], Any] | None = None) -> Ar
     name : str
         The model, for the message of an error.
     network : callable, optional
-        Makes the model without weights, for a row to be derived from.
+        Makes the model without weights, for a row to be derived from, or a user's own to be looked
+        over.
 
     Raises
     ------
     ConfregError
-        The architecture is not in the table and none can be derived, it has experts, or it is a
-        variant that has no readout of the known form.
+        The architecture is not in the table and none can be derived, it has experts, it is a
+        variant that has no readout of the known form, or a row of the user's own names what is not
+        there.
     """
     kind, text = getattr(config, "model_type", "?"), text_of(config)
     row = own.rows().get(kind) or ARCHITECTURES.get(kind)
@@ -53,7 +55,7 @@ def find(config: Any, name: str, network: Callable[[], Any] | None = None) -> Ar
     if row is None:
         if network is None:
             raise ConfregError(_unknown(kind, name))
-        built = _build(network, kind, name)
+        built = _build(network, _unknown(kind, name))
         if any(re.search("expert|moe|router", path) for path, _ in built.named_modules()):
             raise ConfregError(
                 f"{name} is a mixture-of-experts model ({kind}) of a family that confreg does not "
@@ -62,20 +64,22 @@ def find(config: Any, name: str, network: Callable[[], Any] | None = None) -> Ar
         from confreg.models.derived import derive
 
         row = derive(config, text, name, built)
+    elif row.origin and network is not None:
+        from confreg.models.named import check
+
+        check(row, text, _build(network, f"{row.origin} cannot be looked over."))
     reason = row.refuse(text)
     if reason:
         raise ConfregError(f"{name}: this variant of {row.title} cannot be measured: {reason}.")
     return row
 
 
-def _build(network: Callable[[], Any], kind: str, name: str) -> Any:
+def _build(network: Callable[[], Any], otherwise: str) -> Any:
     try:
         return network()
     except Exception as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfregError(
-            f"{_unknown(kind, name)} (transformers cannot build one: {said})"
-        ) from error
+        raise ConfregError(f"{otherwise} (transformers cannot build one: {said})") from error
 
 
 def text_of(config: Any) -> Any:

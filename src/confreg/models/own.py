@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,14 @@ from confreg.models.families import ARCHITECTURES
 GROUP = "confreg.architectures"
 
 
+NONE_BY_DEFAULT = [field.name for field in fields(Architecture) if field.default is None]
+
+
 class Row(BaseModel):
     """A row as a TOML file says it: what is not given is as in the family that it is ``like``.
 
-    Numbers may be written as such, or as the name of the configuration's attribute that holds them.
+    An empty path, or name of an attribute, says that there is no such thing. Numbers may be
+    written as such, or as the name of the configuration's attribute that holds them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,6 +77,7 @@ class Row(BaseModel):
         if "no_heads" in said:
             base["attention_out"] = None
         made: dict[str, Any] = base | said | {"origin": origin}
+        made |= {name: None for name in NONE_BY_DEFAULT if made.get(name) == ""}
         needed = ("layers", "down_projection", "final_norm", "centred", "eps")
         if missing := [name for name in needed if name not in made]:
             raise ConfregError(
@@ -107,15 +113,15 @@ def _written() -> Iterator[Architecture]:
             yield Row.model_validate(values).architecture(str(file))
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
+            where = str(first["loc"][0])
+            if first["type"] != "missing":
+                where += f" = {first['input']!r}"
             raise ConfregError(f"{file}: {where}: {first['msg']}.") from None
         except (OSError, ValueError, RecursionError) as error:
             raise ConfregError(f"{file} is not valid TOML: {error}.") from None
 
 
 def _installed() -> Iterator[Architecture]:
-    from dataclasses import replace
-
     for entry in entry_points(group=GROUP):
         package = entry.dist.name if entry.dist is not None else "?"
         try:
