@@ -34,7 +34,7 @@ def test_every_part_is_there(ds, tmp_path):
     assert found["sets"].title == "Sets of heads"
     page = report.write(ds, tmp_path / "page.html").read_text()
     assert "attention heads (top:2) attend to the first token only" in page
-    assert "sets of heads are ablated; watched are 40 neurons" in page
+    assert "sets of heads are ablated; watched are 40 of the 48 neurons of layer 2" in page
     assert "Δ norm scale" in page
 
 
