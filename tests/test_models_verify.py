@@ -428,11 +428,17 @@ def test_the_command_refuses_what_differs(saved, tmp_path, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert "differs" in out
     assert "effects by forward and by exact differ" in err
+    assert f"Mend {rows / 'mine.toml'} (docs/architectures.md says how)" in err
     (record,) = (json.loads(f.read_text()) for f in (tmp_path / "cache/verified").iterdir())
     assert not record["ok"]
     # A run is refused alike, and one with the right row says where that is from.
     choice = {"model": saved, "text": ["w3 w4 w5 w6 w7 w8 w9"] * 4, **CHOICE}
     with pytest.raises(ConfregError, match="not what its row says"):
+        confreg.run("entropy_neurons", out=tmp_path / "o.zarr", **choice)
+    # So is one that is wrong in what neurons read, which entropy_neurons does not look at.
+    swapped = 'up = "mlp.gate_proj"\ngate = "mlp.up_proj"\nnorm_before = "input_layernorm"\n'
+    (rows / "mine.toml").write_text(f'model_type = "{UNKNOWN}"\nlike = "llama"\n{swapped}')
+    with pytest.raises(ConfregError, match="row says: neurons by the row's norm_before, up and"):
         confreg.run("entropy_neurons", out=tmp_path / "o.zarr", **choice)
     (rows / "mine.toml").write_text(f'model_type = "{UNKNOWN}"\nlike = "llama"\n')
     ds = confreg.run("entropy_neurons", out=tmp_path / "p.zarr", **choice)

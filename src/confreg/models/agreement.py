@@ -19,7 +19,7 @@ import torch
 
 from confreg import effects as fx
 from confreg.errors import ConfregError, said
-from confreg.models.architectures import resolve
+from confreg.models.architectures import DERIVED, resolve
 
 if TYPE_CHECKING:
     from confreg.models.model import Description
@@ -103,9 +103,11 @@ def failure(model: Description, found: list[Compared]) -> str:
             f"{who} cannot be verified: {first.what} are {first.largest:.2g} at most, too small "
             "for a difference to be seen. Are its weights those of a trained model?"
         )
+    own = model.row.origin not in ("", DERIVED)
+    remedy = f"Mend {model.row.origin}" if own else "Write a row that is right"
     return (
         f"{who} is not what its row says: {first.what} differ by {first.difference:.2g}, of "
-        f"{first.largest:.2g} at most. Write a row that is right (docs/architectures.md says how)."
+        f"{first.largest:.2g} at most. {remedy} (docs/architectures.md says how)."
     )
 
 
@@ -170,7 +172,7 @@ def engines(model: Any, ids: torch.Tensor) -> dict[str, float]:
 def of_engines(model: Any, found: dict[str, float]) -> list[Compared]:
     """What `engines` found, as things compared."""
     tolerance = TOLERANCE.get(model.dtype, COARSE)
-    what = "neurons, made of the residual stream by the row's matrices and norm, and the model's"
+    what = "neurons by the row's norm_before, up and gate and the model's"
     read = Compared("neurons", what, found["made"], found["neuron"], tolerance)
     if why := unread(model):
         read = uncompared("neurons", why)

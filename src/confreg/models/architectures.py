@@ -14,6 +14,9 @@ from typing import Any
 
 from confreg.models.banks import Bank
 
+DERIVED = "derived"
+"""The origin of a row that is no one's own."""
+
 
 def value_of(config: Any, value: Any) -> Any:
     """A number, or the configuration's attribute, or a function of it."""

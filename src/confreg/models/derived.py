@@ -20,10 +20,9 @@ import torch
 from torch import nn
 
 from confreg.errors import ConfregError
-from confreg.models.architectures import Architecture, resolve
+from confreg.models.architectures import DERIVED, Architecture, resolve
 from confreg.models.quiet import quiet
 
-ORIGIN = "derived"
 _NO_HEADS = (
     "its row is derived; heads are measured in families of the table, or with a row of your own"
 )
@@ -123,7 +122,7 @@ def derive(config: Any, text: Any, name: str, network: nn.Module) -> Architectur
         multiplier=float(getattr(text, "residual_multiplier", None) or 1),
         softcap="final_logit_softcapping" if hasattr(text, "final_logit_softcapping") else None,
         no_heads=_NO_HEADS,
-        origin=ORIGIN,
+        origin=DERIVED,
     )
 
 
