@@ -85,13 +85,16 @@ def test_strong_neurons_are_named(ds):
     assert len(names) <= figures.NAMED
 
 
-def test_labels_cover_neither_points_nor_each_other():
+def test_labels_cover_few_points_and_not_each_other():
     across = np.array([0.30, 0.36, 0.50, 0.58, 0.42, 1.0])
     up = np.array([0.5, 0.5, 0.2, 0.2, 0.2, 0.8])
-    # 2 has a point on either side; at the right edge a label lies inside.
+    # 2 has a point on either side, and its label leaves no room for that of 3; at the right edge
+    # a label lies inside.
     found = figures.beside(["29.57"] * 6, across, up, range(6), most=9)
-    assert found == {0: "left", 1: "right", 3: "right", 4: "left", 5: "left"}
-    assert list(figures.beside(["29.57"] * 6, across, up, [5, 2, 1, 0], most=2)) == [5, 1]
+    assert found == {0: "left", 1: "right", 2: "right", 4: "left", 5: "left"}
+    assert list(figures.beside(["29.57"] * 6, across, up, [5, 2, 1, 0], most=2)) == [5, 2]
+    crowd = np.append(0.5, np.linspace(0.4, 0.6, 40))
+    assert figures.beside(["29.57"] * 41, crowd, np.full(41, 0.5), [0], most=1) == {}
 
 
 def test_spectrum_shades_the_null_space(ds):

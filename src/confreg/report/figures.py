@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_POINTS = 12_000  # what a browser draws at once without effort
 LETTER, LINE = 0.02, 0.06  # of a narrow plot's width and height
+COVERED = 5  # points that a label may cover
 NAMED = 6  # neurons whose label is written beside their point
 FLOOR = -1.0  # mediated shares below are drawn at the edge
 
@@ -427,7 +428,7 @@ def _scatter(
 def _names(
     frame: pd.DataFrame, x: np.ndarray, y: np.ndarray, log_x: bool, log_y: bool
 ) -> go.Scatter:
-    """Write the strongest neurons' labels beside their points, where none covers anything."""
+    """Write the strongest neurons' labels beside their points, where there is room."""
     import plotly.graph_objects as go
 
     labels = _labels(frame)
@@ -451,6 +452,9 @@ def beside(
 ) -> dict[int, str]:
     """Choose points that have room for their labels, and on which side: "right" or "left".
 
+    A label stands on the side where it covers fewer points, and nowhere if it would cover more
+    than a few, or another label.
+
     Parameters
     ----------
     labels
@@ -466,6 +470,7 @@ def beside(
     boxes: list[tuple[float, float, float]] = []  # middles of labels, and half their widths
     for point in wanted:
         half = LETTER * len(labels[point]) / 2
+        sides = []
         for side, way in (("right", 1), ("left", -1)):
             middle = across[point] + way * (half + 2 * LETTER)
             inside = middle - half >= -LETTER and middle + half <= 1 + 4 * LETTER
@@ -475,10 +480,11 @@ def beside(
                 abs(middle - x) < half + width and abs(up[point] - y) < LINE
                 for x, y, width in boxes
             )
-            if len(found) < most and inside and not covers.any() and not over:
-                boxes.append((middle, up[point], half))
-                found[point] = side
-                break
+            if inside and not over and covers.sum() <= COVERED:
+                sides.append((int(covers.sum()), -way, side, middle))
+        if sides and len(found) < most:
+            _, _, found[point], middle = min(sides)
+            boxes.append((middle, up[point], half))
     return found
 
 
