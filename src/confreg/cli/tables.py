@@ -103,7 +103,7 @@ def _print_rows(ds: xr.Dataset, subject: str, by: str, n: int, smallest: bool) -
     columns = list(dict.fromkeys(columns))
     frame = frame.head(n)
     noun = subject.replace("_", " ")
-    what = f"{len(frame)} of {ds.sizes[subject]} {plural(ds, subject)}"
+    what = f"{len(frame):,} of {ds.sizes[subject]:,} {plural(ds, subject)}"
     labels = [f"{x:.6g}" if isinstance(x, float) else str(x) for x in frame.index]
     cells = [list(map(_number, frame[column].astype(float))) for column in columns]
     headings = [_heading(ds, subject, column) for column in columns]
