@@ -119,15 +119,13 @@ def changes_against_controls(subjects: Axis | Later, neurons: NeuronAxis) -> Der
     """As `against_controls`, of the watched neurons' activations: ``activation_p_random``."""
 
     def p_random(ds: xr.Dataset) -> dict[str, Any]:
-        # In the precision in which the means are stored.
-        size = ds["activation_change_abs_sum"].values / int(ds["keep"].values.sum())
-        p = p_values(ds, size)
+        p = p_values(ds, ds["activation_change_abs_mean"].values)
         return {"activation_p_random": p, "activation_q_random": q_values(p, None)}
 
     text = "share of random sets whose mean absolute change of the activation is at least as large"
     p = Variable("activation_p_random", (subjects.name, neurons.name), text)
     q = q_variable(p, f"all chosen {subjects.name}s and watched {neurons.name}s")
-    return Derivation(p_random, (p, q), reads=("activation_change_abs_sum",))
+    return Derivation(p_random, (p, q), reads=("activation_change_abs_mean",))
 
 
 def p_values(ds: xr.Dataset, magnitude: np.ndarray) -> np.ndarray:

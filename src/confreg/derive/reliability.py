@@ -151,7 +151,8 @@ def calibration(
         before = [ds[name].values[kept].astype(np.float64) for name in ("confidence", "correct")]
         change = ds["effects"].transpose(subject, tokens.name, "effect").values
         found = [
-            scores(before[0] + one[kept, sure], before[1] + one[kept, right]) for one in change
+            scores(before[0] + one[kept, sure], before[1] + one[kept, right])
+            for one in _known(ds, change, sure)
         ]
         return {name: np.stack([getattr(s, name) for s in found]) for name in Scores._fields}
 
@@ -163,7 +164,7 @@ def calibration(
         ),
         Derivation(
             calibration_after, _variables((subject,), "", ", ablated"), by=subject,
-            reads=(*read, "effects"), along=(bins,),
+            reads=(*read, "effects", "effect_sum"), along=(bins,),
         ),
     ]  # fmt: skip
     if "set_kind" in resolve(subjects, None).labels:
@@ -187,6 +188,7 @@ def _by_group(
     def calibration_by_group(ds: xr.Dataset) -> dict[str, Any]:
         before = [ds[name].values[kept].astype(np.float64) for name in ("confidence", "correct")]
         change = ds["effects"].transpose(subject, "token", "effect").values[:, kept]
+        change = _known(ds, change, columns[0])
         after = np.array(
             [each(*(b + one[:, at] for b, at in zip(before, columns))) for one in change]
         )
@@ -206,8 +208,14 @@ def _by_group(
             for name, text in NUMBERS.items()
         ),
         along=(groups.axis,),
-        reads=("confidence", "correct", "effects"),
+        reads=("confidence", "correct", "effects", "effect_sum"),
     )  # fmt: skip
+
+
+def _known(ds: xr.Dataset, change: np.ndarray, column: int) -> np.ndarray:
+    """Effects (n, T, E), NaN throughout where an edit's are not known at some kept token."""
+    lost = np.isnan(ds["effect_sum"].values[:, column])
+    return np.where(lost[:, None, None], np.nan, change) if lost.any() else change
 
 
 def _bins() -> Axis:

@@ -34,6 +34,12 @@ class Along:
         some = (owner >= 0).nonzero()[:, 0]
         sums.index_add_(1, owner[some], values[:, some].double() * weight[some])
 
+    def any(self, marks):
+        """At which owners a token of the sum is marked, of tokens' marks (n, T) bool: the same."""
+        some = (self.owner >= 0).nonzero()[:, 0]
+        found = torch.zeros(marks.shape, dtype=torch.int32)
+        return found.index_add_(1, self.owner[some], marks[:, some].int()) > 0
+
     def of(self, values):
         """The sums (T,) of all tokens' values (T,), in their type."""
         sums = self.nothing(1)

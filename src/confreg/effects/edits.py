@@ -17,7 +17,9 @@ Any class will do that has
     `Site.measure`, unedited, at the unit's tokens; ``state.weights(index)`` are neurons' output
     weights. δ (n, T) and w (n, d): edit j adds δ_jt w_j at token t. Or δ (n, k, T) and w (n, k, d):
     it adds the sum of k such terms. A class that has no ``writes`` is for the engine ``Forward``.
-    Called with a span of the edits at a time, and all tokens.
+    Called with a span of the edits at a time, and all tokens. Where an expert's neuron is not there
+    its activation is NaN: a δ that is NaN for that reason counts as 0, and for another reason, such
+    as a value that is NaN, leaves the edit without an effect.
 
 and, where they differ from these, the attributes
 
@@ -37,7 +39,7 @@ and, where they differ from these, the attributes
 
 import torch
 
-from .values import ablation_values, pick, replaced
+from .values import ablation_values, moved, pick, replaced
 
 
 class Replace:
@@ -91,7 +93,8 @@ class Replace:
         """δ (n, T) = value − activation, and the neurons' output weights (n, d)."""
         index = self.index.to(seen.device)
         activation = seen.index_select(-1, index).T
-        return self.known().to(seen.device)[:, None] - activation, state.weights(index)
+        values = self.known().to(seen.device)[:, None]
+        return moved(values, activation), state.weights(index)
 
 
 class ReplaceByOwn:
@@ -204,7 +207,7 @@ class Together:
         for number, members in enumerate(self.members):
             members = members.to(seen.device)
             activation = seen.index_select(-1, members).double()
-            deltas.append((self.replacement(number, activation) - activation).T)
+            deltas.append(moved(self.replacement(number, activation), activation).T)
             weights.append(state.weights(members))
         return torch.stack(deltas), torch.stack(weights)
 

@@ -25,6 +25,8 @@ class Observed:
         Input of the final norm.
     raw : Tensor (R, L, V)
         Output of the unembedding.
+    routed : bool
+        Whether neurons are of experts: NaN in ``seen`` where they are not there.
 
     Attributes
     ----------
@@ -38,13 +40,14 @@ class Observed:
         log p_freq, and the token-frequency direction.
     """
 
-    def __init__(self, unit, readout, write, seen, residual, raw):
+    def __init__(self, unit, readout, write, seen, residual, raw, routed=False):
         self.unit = unit
         self.readout = readout
         self.write = write
         self.seen = seen
         self.residual = residual
         self.raw = raw
+        self.routed = routed
         self.positions = unit.tokens.positions.to(raw.device)
         self.targets = unit.tokens.targets.to(raw.device)
         self.accepted = unit.tokens.accepted
@@ -72,6 +75,9 @@ class Observed:
     def written(self, edits, seen):
         """What some edits add to the residual stream: δ (n, k, T) and w (n, k, d).
 
+        And where that is not known, (n, T) bool or None: where an expert's neuron is there and
+        what replaces it is NaN. There δ is 0.
+
         Parameters
         ----------
         edits : Replace, Together ...
@@ -80,8 +86,14 @@ class Observed:
             `rows`.
         """
         delta, w = edits.writes(self, seen)
-        if self.write is not None and self.write.is_routed:
-            delta = delta.nan_to_num(0.0)  # of neurons that are not there
+        unknown = delta.isnan() if self.routed else None
+        if unknown is not None and unknown.any():
+            # If because an activation is NaN, then the neuron is not there.
+            delta = delta.masked_fill(unknown, 0.0)
+            unknown &= edits.writes(self, seen.nan_to_num(0.0))[0].isnan()
+            unknown = unknown.to(self.raw.device)
+        if unknown is not None and unknown.dim() == 3:
+            unknown = unknown.any(1)
         shapes = f"{tuple(delta.shape)} and {tuple(w.shape)}"
         if delta.dim() == 2:
             delta, w = delta.unsqueeze(1), w.unsqueeze(1)
@@ -93,7 +105,8 @@ class Observed:
                 f"and ({count}, {d}), or of several directions each ({count}, k, {tokens}) and "
                 f"({count}, k, {d})"
             )
-        return delta.to(self.raw.device), w.float().to(self.raw.device)
+        unknown = unknown if unknown is not None and unknown.any() else None
+        return delta.to(self.raw.device), w.float().to(self.raw.device), unknown
 
     def weights(self, index):
         """Output weights of some neurons of the layer, (n, d) float32."""

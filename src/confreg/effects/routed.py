@@ -78,7 +78,7 @@ class Routed:
         self.shared_width = shared_width
         self.shared_first = shared_first
         self.shared_gate = shared_gate
-        self.seen = None
+        self.seen = torch.empty(0)
         self.given = []
         self.share = 1.0
 
@@ -191,7 +191,11 @@ class Routed:
         routed = changed[:, : self.count * self.width]
         if self.sealed() and not routed.isnan().all():
             self.parameters()  # they cannot be changed: it says why
-        added, output = self.adds(changed - self.seen), self.output
+        moved = torch.where(torch.isnan(self.seen), 0.0, changed - self.seen)
+        output = self.output
+        added = torch.zeros_like(output, dtype=torch.float32).flatten(0, -2) + self.adds(moved)
+        # With a value that is not known it is not known what is added.
+        added = added.masked_fill(moved.isnan().any(-1, keepdim=True), float("nan"))
         self.output = (output.float() + added.view_as(output)).to(output)
 
     def transposed(self):
@@ -275,8 +279,7 @@ class Always:
     input = property(read, write)
 
 
-def routed_tokens(unit, seen):
-    """At how many kept tokens each edited neuron is there, (n,) int64, on the CPU."""
-    kept = unit.tokens.positions[unit.tokens.keep]
-    there = take(seen, kept).index_select(-1, unit.edits.index.to(seen.device))
-    return (~there.isnan()).sum(0).cpu()
+def where_there(unit, seen):
+    """At which of a unit's tokens each edited neuron is there, (n, T) bool, on the CPU."""
+    rows = take(seen, unit.tokens.positions)
+    return ~rows.index_select(-1, unit.edits.index.to(seen.device)).T.isnan().cpu()

@@ -4,7 +4,7 @@ import torch
 
 from .observed import Observed, activation_changes, unablated
 from .readout import read_readout, take
-from .routed import routed_tokens
+from .routed import where_there
 from .tally import Tally
 from .write import Write
 
@@ -103,15 +103,18 @@ class Site:
             each: ``loss``, ``entropy``, ``norm_scale``, ``rank``, ``top1``, ``kl_frequency`` if
             there are counts, and whatever else effects are on; ``ablation_value`` (n,) float32
             where edits found their own values; of experts' neurons ``routed_tokens`` (n,) int64,
-            at how many kept tokens they are there; ``pairs``, ``recomputed``, ``sampled``,
-            float64 scalars: pairs of an edit and a token, how many of them the series left to the
-            exact sums, and how many were recomputed in float64; ``error_sum``, ``error_largest``
+            at how many kept tokens they are there, and of these alone ``effect_sum_routed``,
+            ``effect_abs_sum_routed`` and ``effect_routed`` (n, E), how many have the effect;
+            ``pairs``, ``recomputed``, ``sampled``, float64 scalars: pairs of an edit and a token,
+            how many of them the series left to the exact sums, and how many were recomputed in
+            float64; ``error_sum``, ``error_largest``
             (E,) float64, the sum and the largest of those pairs' errors.
 
             If ``unit.watched``: ``activation`` (m, T) float32 (unless ``unit.changes`` is
             ``"sums"``). If ``unit.changes``: ``activation_change_sum`` and
-            ``activation_change_abs_sum`` (n, m) float64 over kept tokens; if it is ``"all"``,
-            ``activation_change`` (n, T, m) float32.
+            ``activation_change_abs_sum`` (n, m) float64 over kept tokens, of experts' neurons over
+            ``activation_change_count`` (n, m) int64 of them, where they are there with the edit and
+            without; if it is ``"all"``, ``activation_change`` (n, T, m) float32.
 
         Raises
         ------
@@ -131,10 +134,8 @@ class Site:
         # A server runs blocks under the autocast of its models' dtype: products of float32 would
         # be of bfloat16.
         with torch.no_grad(), torch.autocast(raw.device.type, enabled=False):
-            out = measure(Observed(unit, readout, write, seen, residual, raw))
-            if getattr(self.neurons, "is_routed", False) and hasattr(unit.edits, "index"):
-                out["routed_tokens"] = routed_tokens(unit, seen)
-            return out
+            routed = getattr(self.neurons, "is_routed", False)
+            return measure(Observed(unit, readout, write, seen, residual, raw, routed))
 
 
 def measure(observed):
@@ -148,9 +149,10 @@ def measure(observed):
         for column, effect in enumerate(unit.effects)
         if effect.measure.along
     }
+    single = observed.routed and hasattr(unit.edits, "index")
     tally = Tally(
         len(unit.edits), tokens.keep, len(unit.effects), unit.cube, along, tokens.shown,
-        tokens.group, tokens.groups,
+        tokens.group, tokens.groups, where_there(unit, observed.seen) if single else None,
     )  # fmt: skip
     clean = unablated(observed)
     unit.engine.fill(tally, observed, clean)
@@ -198,6 +200,10 @@ def watched(observed):
         if unit.changes == "all":
             out["activation_change"] = changes[:, :own]
         kept = changes[:, unit.tokens.keep.cpu()].double()
+        if observed.routed:
+            there = ~kept.isnan()
+            out["activation_change_count"] = there.sum(1)
+            kept = torch.where(there, kept, 0.0)
         out["activation_change_sum"] = kept.sum(1)
         out["activation_change_abs_sum"] = kept.abs().sum(1)
     return out

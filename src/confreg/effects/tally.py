@@ -2,6 +2,10 @@
 
 import torch
 
+SUMS = ("effect_sum", "effect_abs_sum", "effect_undefined")
+BY_GROUP = ("effect_sum_by", "effect_abs_sum_by", "effect_undefined_by")
+ROUTED = ("effect_sum_routed", "effect_abs_sum_routed", "effect_routed")
+
 
 class Tally:
     """Effects found so far.
@@ -20,60 +24,66 @@ class Tally:
         Which group a kept token is in, for sums by group.
     groups : int
         How many there are.
+    there : Tensor (n, T) bool, optional
+        At which tokens the edited neurons are there, for sums over these alone.
     """
 
-    def __init__(self, n, keep, count, cube, along=None, shown=None, group=None, groups=0):
+    def __init__(
+        self, n, keep, count, cube, along=None, shown=None, group=None, groups=0, there=None
+    ):
         self.keep = keep.cpu()
         self.cube = torch.full((n, len(keep), count), torch.nan) if cube else None
-        self.sum = torch.zeros(n, count, dtype=torch.float64)
-        self.abs_sum = torch.zeros(n, count, dtype=torch.float64)
-        self.undefined = torch.zeros(n, count, dtype=torch.int64)
         self.along = along or {}
         self.gathered = {column: one.nothing(n) for column, one in self.along.items()}
+        self.unknown = torch.zeros(n, len(keep) if along else 0, dtype=torch.bool)
         self.shown = shown
         self.group = group
-        self.by = {
-            name: torch.zeros(n, count, groups, dtype=dtype)
-            for name, dtype in (
-                ("effect_sum_by", torch.float64),
-                ("effect_abs_sum_by", torch.float64),
-                ("effect_undefined_by", torch.int64),
-            )
-            if group is not None
-        }
+        self.there = there
+        self.sums = tables(SUMS, n, count)
+        self.by = {} if group is None else tables(BY_GROUP, n, count, groups)
+        self.routed = {} if there is None else tables(ROUTED, n, count)
         self.pairs = 0
         self.recomputed = 0
         self.sampled = 0
         self.error_sum = torch.zeros(count, dtype=torch.float64)
         self.error_largest = torch.zeros(count, dtype=torch.float64)
 
-    def add(self, edits, tokens, effects):
+    def add(self, edits, tokens, effects, unknown=None):
         """Take the effects (n', T', E) of a slice of the edits and of some tokens.
 
-        Those are a slice, or their indices (T',).
+        Those are a slice, or their indices (T',). Where it is ``unknown`` (n', T') bool what an
+        edit does, effects are NaN, and so are their sums.
         """
         effects = effects.float().cpu()
         self.pairs += effects.shape[0] * effects.shape[1]
+        if unknown is None:
+            unknown = torch.zeros(effects.shape[:2], dtype=torch.bool)
+        unknown = unknown.cpu()
+        effects = effects.masked_fill(unknown[..., None], torch.nan)
         if self.cube is not None:
             self.cube[edits, tokens] = effects
         effects = effects.clone() if self.along else effects
         for column, one in self.along.items():
             one.add(self.gathered[column][edits], tokens, effects[..., column])
             effects[..., column] = torch.nan  # what stands there is a part
+            self.unknown[edits, tokens] = unknown
         kept = self.keep[tokens]
         group = None if self.group is None else self.group[tokens][kept]
-        self.reduce(edits, slice(None), effects[:, kept], group)
+        there = None if self.there is None else self.there[edits, tokens][:, kept]
+        self.reduce(edits, slice(None), effects[:, kept], group, unknown[:, kept], there)
 
-    def reduce(self, edits, columns, kept, group):
+    def reduce(self, edits, columns, kept, group, unknown, there):
         """Add effects (n', T', E') at kept tokens to the sums of some columns."""
         kept = kept.double()
         defined = kept.isfinite()
-        kept = torch.where(defined, kept, 0.0)
-        self.undefined[edits, columns] += (~defined).sum(1)
-        self.sum[edits, columns] += kept.sum(1)
-        self.abs_sum[edits, columns] += kept.abs().sum(1)
-        for name, values in zip(self.by, (kept, kept.abs(), (~defined).long())):
+        kept = kept.masked_fill(~(defined | unknown[..., None]), 0.0)
+        parts = kept, kept.abs(), (~defined).long()
+        for name, values in zip(self.sums, parts):
+            self.sums[name][edits, columns] += values.sum(1)
+        for name, values in zip(self.by, parts):
             self.by[name][edits, columns].index_add_(2, group, values.transpose(1, 2))
+        for name, values in zip(self.routed, (kept, kept.abs(), defined.long())):
+            self.routed[name][edits, columns] += values.masked_fill(~there[..., None], 0).sum(1)
 
     def check(self, found, truth):
         """Compare effects (m, E) of some pairs with their recomputation in float64."""
@@ -84,22 +94,32 @@ class Tally:
 
     def result(self):
         """The gathered tensors, under the names that `Site.measure` documents."""
+        found = {**self.sums, **self.by, **self.routed}
         for column, sums in self.gathered.items():
-            self.undefined[:, column] = 0
-            if self.by:
-                self.by["effect_undefined_by"][:, column] = 0
+            one = self.along[column]
+            for table in found.values():
+                table[:, column] = 0
             group = None if self.group is None else self.group[self.keep]
-            self.reduce(slice(None), slice(column, column + 1), sums[:, self.keep, None], group)
+            unknown = one.any(self.unknown)[:, self.keep]
+            there = None if self.there is None else one.any(self.there)[:, self.keep]
+            own = sums[:, self.keep, None]
+            self.reduce(slice(None), slice(column, column + 1), own, group, unknown, there)
             if self.cube is not None:
                 self.cube[..., column] = sums.float()
         if self.cube is not None and self.shown is not None:
             self.cube[:, ~self.shown.cpu()] = torch.nan
-        out = {"effect_sum": self.sum, "effect_abs_sum": self.abs_sum}
-        out["effect_undefined"] = self.undefined
-        out.update(self.by)
+        out = dict(found)
+        if self.there is not None:
+            out["routed_tokens"] = self.there[:, self.keep].sum(1)
         if self.cube is not None:
             out["effects"] = self.cube
         for name in ("pairs", "recomputed", "sampled"):
             out[name] = torch.tensor(float(getattr(self, name)), dtype=torch.float64)
         out["error_sum"], out["error_largest"] = self.error_sum, self.error_largest
         return out
+
+
+def tables(names, *shape):
+    """Zeros under some names: two of float64, for sums, and one of int64, for a count."""
+    dtypes = torch.float64, torch.float64, torch.int64
+    return {name: torch.zeros(*shape, dtype=dtype) for name, dtype in zip(names, dtypes)}

@@ -47,6 +47,11 @@ def ablation_values(activation, kind, value, over):
     return here + (place - low).float() * (there - here)
 
 
+def moved(replacement, activation):
+    """How far an activation is from what replaces it; 0 where a neuron is not there (NaN)."""
+    return (replacement - activation).masked_fill_(activation.isnan(), 0.0)
+
+
 def replaced(activation, values, sides):
     """Activations (..., k) after an ablation to ``values`` (k,), which may be *clipped*.
 

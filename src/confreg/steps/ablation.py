@@ -12,7 +12,14 @@ from confreg.axes import Axis, Later, Spans, Variable
 from confreg.derive import grouped
 from confreg.errors import ConfregError
 from confreg.steps.activity import kept
-from confreg.steps.effects import change_means, effect_axis, effect_means, errors, routed_means
+from confreg.steps.effects import (
+    ROUTED,
+    change_means,
+    effect_axis,
+    effect_means,
+    errors,
+    routed_means,
+)
 from confreg.steps.engines import choose
 from confreg.steps.upload import entries_that_fit
 from confreg.steps.values import VALUE, Value
@@ -265,6 +272,10 @@ class _Ablation:
             text = "kept tokens that are routed to the neuron's expert"
             counted = {"dtype": "int64", "added_over": added}
             found.append(Variable("routed_tokens", (subject,), text, **counted))
+            for name, dtype in zip(ROUTED, ("float64", "float64", "int64")):
+                text = "over kept tokens that are routed there and have the effect"
+                own = hidden | {"dtype": dtype, "added_over": added}
+                found.append(Variable(name, (subject, "effect"), text, **own))
         if self.shared:
             found.append(VALUE)
         return found + self._of_watched(subject)
@@ -284,6 +295,10 @@ class _Ablation:
             dims = (subject, neuron)
             hidden: Any = {"dtype": "float64", "kept": False}
             found.append(Variable(name, dims, text, added_over=("token",), **hidden))
+        if self.changes and self.model.n_experts > 1:
+            text = "kept tokens at which the neuron is there with the edit and without it"
+            counted: Any = {"dtype": "int64", "added_over": ("token",)}
+            found.append(Variable("activation_change_count", (subject, neuron), text, **counted))
         return found
 
     def check(self, block: Mapping[str, np.ndarray], spans: Spans) -> None:
@@ -485,9 +500,10 @@ class _Ablation:
         if self.tokens.groups is not None:
             found.append(grouped.means(subject, self.effects, self.tokens.groups))
         if self.routed:
-            found.append(routed_means(subject))
+            found.append(routed_means(subject, self.effects))
         if self.changes and self.watched is not None:
-            found.append(change_means(subject, self.watched.name, kept))
+            routed = self.model.n_experts > 1
+            found.append(change_means(subject, self.watched.name, kept, routed))
         if any(engine in CLOSED_FORMS for engine in self.engines.values()):
             found.append(errors(self.effects, self.study.options.tolerance))
         return found

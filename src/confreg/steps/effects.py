@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from confreg.axes import Axis, Label, Variable
+from confreg.derive.means import of_sums, reduced
 from confreg.effects import Effect
 from confreg.sweep.step import Derivation
 
 if TYPE_CHECKING:
     import xarray as xr
+
+ROUTED = ("effect_sum_routed", "effect_abs_sum_routed", "effect_routed")
 
 
 def effect_axis(effects: Sequence[Effect]) -> Axis:
@@ -37,21 +40,14 @@ def effect_means(
 
     Of those ``unanswered`` have no next token: that they have no loss is no news.
     """
+    names, own = [effect.name for effect in effects], reduced(effects)
 
     def means(ds: xr.Dataset) -> dict[str, Any]:
         found: dict[str, Any] = {"effects_undefined": undefined(ds)}
-        for name in ("mean", "abs_mean"):
-            source = "effect_sum" if name == "mean" else "effect_abs_sum"
-            with np.errstate(invalid="ignore"):  # an effect that is defined at no kept token
-                table = ds[source].values / (kept - ds["effect_undefined"].values)
-            signed = ds["effect_sum"].values
-            for column, effect in enumerate(effects):
-                if effect.measure.reduced is not None:
-                    # As with the mediated share: of means, never a mean of the tokens' shares.
-                    totals = {e.name: signed[:, i] for i, e in enumerate(effects)}
-                    with np.errstate(invalid="ignore", divide="ignore"):
-                        table[:, column] = effect.measure.reduced(totals)
-            found[f"effect_{name}"] = table
+        signed, size = (ds[name].values for name in ("effect_sum", "effect_abs_sum"))
+        count = kept - ds["effect_undefined"].values
+        found["effect_mean"] = of_sums(signed, count, names, own)
+        found["effect_abs_mean"] = of_sums(size, count, names, own, signed)
         return found
 
     def undefined(ds: xr.Dataset) -> str:
@@ -78,16 +74,16 @@ def effect_means(
     )
 
 
-def routed_means(subject: str) -> Derivation:
+def routed_means(subject: str, effects: Sequence[Effect]) -> Derivation:
     """Means over the kept tokens that are routed to a neuron's expert: NaN where there is none."""
+    names, own = [effect.name for effect in effects], reduced(effects)
 
     def means_where_routed(ds: xr.Dataset) -> dict[str, np.ndarray]:
-        count = ds["routed_tokens"].values[:, None] - ds["effect_undefined"].values
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return {
-                "effect_mean_routed": ds["effect_sum"].values / count,
-                "effect_abs_mean_routed": ds["effect_abs_sum"].values / count,
-            }
+        signed, size, count = (ds[name].values for name in ROUTED)
+        return {
+            "effect_mean_routed": of_sums(signed, count, names, own),
+            "effect_abs_mean_routed": of_sums(size, count, names, own, signed),
+        }
 
     dims, of = (subject, "effect"), "over kept tokens that are routed to the neuron's expert"
     return Derivation(
@@ -98,21 +94,28 @@ def routed_means(subject: str) -> Derivation:
                 "effect_abs_mean_routed", dims, f"mean absolute effect {of}", "see effect_units"
             ),
         ),
-        reads=("effect_sum", "effect_abs_sum", "effect_undefined", "routed_tokens"),
+        reads=ROUTED,
     )
 
 
-def change_means(subject: str, neuron: str, kept: int) -> Derivation:
-    """Means of activations' changes, and of their absolute values, over kept tokens."""
+def change_means(subject: str, neuron: str, kept: int, routed: bool) -> Derivation:
+    """Means of activations' changes, and of their absolute values, over kept tokens.
+
+    Where a model has experts (``routed``) over ``activation_change_count`` of them: those at which
+    there is one.
+    """
 
     def activation_changes(ds: xr.Dataset) -> dict[str, np.ndarray]:
-        return {
-            "activation_change_mean": ds["activation_change_sum"].values / kept,
-            "activation_change_abs_mean": ds["activation_change_abs_sum"].values / kept,
-        }
+        count = ds["activation_change_count"].values if routed else kept
+        with np.errstate(invalid="ignore"):
+            return {
+                "activation_change_mean": ds["activation_change_sum"].values / count,
+                "activation_change_abs_mean": ds["activation_change_abs_sum"].values / count,
+            }
 
     dims = (subject, neuron)
     of = "change of the neuron's activation over kept tokens"
+    of += " at which it is there with the edit and without it" * routed
     return Derivation(
         activation_changes,
         gives=(

@@ -146,6 +146,12 @@ class SetAxis(Axis):
         if sets.clipped.any():
             up = np.where(stored["mean_second"] >= stored["mean_first"], 1, -1)
             ways = sets.clipped[start:stop]
+            # Where an expert's neuron is at one occurrence only it is not known which way.
+            known = np.isfinite(stored["mean_second"] + stored["mean_first"])
+            values = [
+                np.where(known[at] | ~c, v, np.nan).astype(np.float32)
+                for v, c, at in zip(values, ways, where)
+            ]
             sides = [torch.from_numpy((c * up[at]).astype(np.int8)) for at, c in zip(where, ways)]
         return Together(
             [torch.from_numpy(members) for members in chosen],
@@ -225,9 +231,11 @@ def set_axis(
     if neurons is None:
         neurons = neuron_axis(sets.neurons, width)
     index = neurons.neurons.index
+    experts = bool(sets.banks) and sets.banks[int(sets.layer[0])].experts
+    random = "a random control, drawn however often a text is routed to it"
     labels = {
         "set": Label(sets.labels, "neurons or attention heads that are ablated together"),
-        "set_kind": Label(sets.kind, "chosen, or a random control"),
+        "set_kind": Label(sets.kind, f"chosen, or {random if experts else 'a random control'}"),
         "set_control": Label(
             sets.control.astype(np.int32), "number that chosen sets and their controls share"
         ),

@@ -60,7 +60,8 @@ def close(tally, observed, pairs, approximate=False):
 
     for edits in chunks_of_edits(observed, size_n, seen):
         some = observed.edits.cut(edits.start, edits.stop)
-        delta, weights = (x[:, 0].float() for x in observed.written(some, seen))
+        *both, unknown = observed.written(some, seen)
+        delta, weights = (x[:, 0].float() for x in both)
         written = observed.route.directions(weights)
         directions = make_directions(observed, written, centre)
         same = delta == 0
@@ -76,14 +77,20 @@ def close(tally, observed, pairs, approximate=False):
             values, unablated = found(directions, weights, written, moved, tokens)
             if has_still:
                 values = torch.where(same[:, tokens, None], still[tokens].to(values), values)
-            tally.add(edits, tokens, values)
+            tally.add(edits, tokens, values, at(unknown, tokens))
             mask = sampled(edits, tokens)
             if mask is not None:
                 truth, _ = coefficients(observed, weights, written, moved, tokens, torch.float64)
                 recheck(tally, unablated, directions, truth, values, mask, effects)
         for tokens in moving(chunks, ~moves, size_t):
-            tally.add(edits, tokens, still[tokens].expand(len(delta), -1, -1))
+            values = still[tokens].expand(len(delta), -1, -1)
+            tally.add(edits, tokens, values, at(unknown, tokens))
         del directions  # before the next one is made
+
+
+def at(unknown, tokens):
+    """Some tokens of what `Observed.written` says is not known, or None."""
+    return None if unknown is None else unknown[:, tokens]
 
 
 def chunks_of_edits(observed, size, seen):

@@ -23,18 +23,23 @@ class Forward:
             targets = observed.targets[tokens]
             before = Prediction(observed.logits(tokens), targets, observed.given(tokens))
             known = {name: values[tokens] for name, values in clean.items()}
+            unmoved = take(observed.residual[:rows], observed.positions[tokens])
             for j in range(unit.copies):
                 copy = slice(rows * (j + 1), rows * (j + 2))
-                residual = take(observed.residual[copy], observed.positions[tokens]).float()
-                given = observed.given(tokens, observed.readout.norm_scale(residual))
+                residual = take(observed.residual[copy], observed.positions[tokens])
+                still = (residual == unmoved).all(-1, keepdim=True)
+                given = observed.given(tokens, observed.readout.norm_scale(residual.float()))
                 out = torch.empty(len(targets), len(effects))
                 for pathway, places in by_pathway(effects).items():
                     logits = copied(observed, copy, tokens, pathway, before.logits)
+                    logits = torch.where(still, before.logits, logits)  # to the last bit
                     after = Prediction(logits, targets, given)
                     own = [effects[column] for column in places]
                     for column, value in zip(places, changes(before, after, own, known)):
                         out[:, column] = value
-                tally.add(slice(j, j + 1), tokens.cpu(), out[None])
+                # An expert's neuron was replaced by NaN: its value is not known.
+                unknown = residual.isnan().any(-1)[None] if observed.routed else None
+                tally.add(slice(j, j + 1), tokens.cpu(), out[None], unknown)
 
 
 def copied(observed, copy, tokens, pathway, before):

@@ -14,7 +14,7 @@ from ..compare import by_pathway, changes, measured
 from ..frequency import put_back
 from ..prediction import Prediction
 from ..readout import take
-from .closed import draw
+from .closed import at, draw
 from .tuning import CACHED
 
 
@@ -27,10 +27,13 @@ class Written:
     weights, directions : Tensor (k, d)
         w, and what it adds to the residual per unit of α.
     u : Tensor (k, V)
+    unknown : Tensor (1, T) bool or None
+        As of `Observed.written`.
     """
 
     def __init__(self, observed, edit, seen, before=None):
-        self.delta, self.weights = (x[0] for x in observed.written(edit, seen))
+        *both, self.unknown = observed.written(edit, seen)
+        self.delta, self.weights = (x[0] for x in both)
         if before is None:
             self.directions = observed.route.directions(self.weights)
             self.u = observed.readout.directions(self.directions)
@@ -102,7 +105,7 @@ def several(tally, observed, clean):
             if not len(tokens):
                 continue
             values = effects_at(observed, written, tokens, clean)
-            tally.add(row, tokens.cpu(), values[None])
+            tally.add(row, tokens.cpu(), values[None], at(written.unknown, tokens))
             mask = sampled(row, tokens.cpu())
             if mask is not None:
                 checked = mask[0]
