@@ -10,11 +10,12 @@ import torch
 import tracing
 import zoo
 from tracing import model_of
+from transformers.activations import ACT2FN
 
 from confreg import effects
-from confreg.models import derived, families, verify
+from confreg.models import derived, families
 
-TOLERANCE = 1e-4  # nats, of the issue
+TOLERANCE = 1e-4  # nats
 TIE = 1e-5
 ROUNDED = {"qwen3_5_text", "qwen3_5"}
 """Whose linear attention rounds by more than the tolerance in float32, in any forward pass."""
@@ -124,6 +125,17 @@ def given(model, modules):
     return seen
 
 
+def activation(mlp, config):
+    """The activation function of an MLP as transformers holds it; LFM 2 names it nowhere."""
+    for name in ("gelu_impl", "act", "act_fn", "activation_fn"):
+        if callable(getattr(mlp, name, None)):
+            return getattr(mlp, name)
+    for name in ("hidden_act", "hidden_activation", "activation_function"):
+        if isinstance(getattr(config, name, None), str):
+            return ACT2FN[getattr(config, name)]
+    return torch.nn.functional.silu
+
+
 @pytest.mark.parametrize("architecture", zoo.EVERY)
 def test_what_neurons_read_makes_them(architecture):
     """act(gate) · up from the folded rows, and the down-projection's input in a plain forward."""
@@ -150,8 +162,7 @@ def test_what_neurons_read_makes_them(architecture):
             envoy = getattr(inputs, name)
             setattr(inputs, name, None if envoy is None else envoy._module)
         mlp = block.get_submodule(row.up.rpartition(".")[0])
-        act = getattr(mlp, "gelu_impl", None) or verify._activation(mlp, config)
-        act = act or torch.nn.functional.silu  # LFM 2 names it nowhere
+        act = activation(mlp, config)
         for memory in (2**29, 20_000):
             with torch.no_grad():
                 rows = inputs.rows(torch.zeros(1, model.d_model), memory)
