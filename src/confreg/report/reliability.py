@@ -12,7 +12,7 @@ from confreg.report.sections import Cell, Column, Figure, Options, Section, Tabl
 from confreg.report.styling import CHOSEN, CONTROL, SLATE, faint, legend, styled
 from confreg.report.wording import number, plural
 from confreg.results import axes
-from confreg.subjects.sets import controls_of
+from confreg.subjects.sets import controls
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -99,9 +99,9 @@ def diagram(ds: xr.Dataset, name: str) -> go.Figure:
             line={"dash": "dot", "width": 1.2, "color": CONTROL},
         )
     )  # fmt: skip
-    controls = _controls(ds, dim, row)
-    if len(controls):
-        _band(figure, ds["bin_accuracy"].values[controls], ds["bin"].values)
+    drawn = _controls(ds, dim, row)
+    if len(drawn):
+        _band(figure, ds["bin_accuracy"].values[drawn], ds["bin"].values)
     for prefix, one, colour in (
         ("unablated", ds[[f"unablated_{n}" for n in OF_BINS]], SLATE),
         ("ablated", ds[list(OF_BINS)].isel({dim: row}), CHOSEN),
@@ -152,7 +152,7 @@ def _controls(ds: xr.Dataset, dim: str, row: int) -> np.ndarray:
     """Rows of the random sets that are ablated as a chosen one is."""
     if not has(ds, "set_kind", (dim,)):
         return np.array([], dtype=int)
-    return np.flatnonzero(dict(controls_of(ds)).get(row, []))
+    return np.flatnonzero(controls(ds, row))
 
 
 def _strongest(ds: xr.Dataset, dim: str, options: Options) -> list[str]:

@@ -30,15 +30,20 @@ ALIKE = ("set_control", "set_deviation", "set_clipped", "set_way")
 as they are there."""
 
 
+def controls(ds: xr.Dataset, entry: int) -> np.ndarray:
+    """Which entries are controls of a chosen one, (n,) bool."""
+    same = ds["set_kind"].values == "random"
+    for name in ALIKE:
+        if name in ds.coords:
+            way = ds[name].values
+            same = same & (way == way[entry])
+    return same
+
+
 def controls_of(ds: xr.Dataset) -> Iterator[tuple[int, np.ndarray]]:
-    """Every chosen entry, by number, and which entries are its controls, (n,) bool."""
-    kind = ds["set_kind"].values
-    ways = [ds[name].values for name in ALIKE if name in ds.coords]
-    for i in np.flatnonzero(kind == "chosen"):
-        same = kind == "random"
-        for way in ways:
-            same = same & (way == way[i])
-        yield int(i), same
+    """Every chosen entry, by number, and its `controls`."""
+    for entry in np.flatnonzero(ds["set_kind"].values == "chosen").tolist():
+        yield entry, controls(ds, entry)
 
 
 @dataclass(frozen=True)
