@@ -59,10 +59,9 @@ class Tally:
         if unknown is None:
             unknown = torch.zeros(effects.shape[:2], dtype=torch.bool)
         unknown = unknown.cpu()
-        effects = effects.masked_fill(unknown[..., None], torch.nan)
+        effects = effects.masked_fill(unknown[..., None], torch.nan)  # a copy, to be changed below
         if self.cube is not None:
             self.cube[edits, tokens] = effects
-        effects = effects.clone() if self.along else effects
         for column, one in self.along.items():
             one.add(self.gathered[column][edits], tokens, effects[..., column])
             effects[..., column] = torch.nan  # what stands there is a part
@@ -108,15 +107,14 @@ class Tally:
                 self.cube[..., column] = sums.float()
         if self.cube is not None and self.shown is not None:
             self.cube[:, ~self.shown.cpu()] = torch.nan
-        out = dict(found)
         if self.there is not None:
-            out["routed_tokens"] = self.there[:, self.keep].sum(1)
+            found["routed_tokens"] = self.there[:, self.keep].sum(1)
         if self.cube is not None:
-            out["effects"] = self.cube
+            found["effects"] = self.cube
         for name in ("pairs", "recomputed", "sampled"):
-            out[name] = torch.tensor(float(getattr(self, name)), dtype=torch.float64)
-        out["error_sum"], out["error_largest"] = self.error_sum, self.error_largest
-        return out
+            found[name] = torch.tensor(float(getattr(self, name)), dtype=torch.float64)
+        found["error_sum"], found["error_largest"] = self.error_sum, self.error_largest
+        return found
 
 
 def tables(names, *shape):

@@ -10,16 +10,10 @@ import numpy as np
 from confreg import effects as fx
 from confreg.axes import Axis, Later, Spans, Variable
 from confreg.derive import grouped
+from confreg.effects.tally import ROUTED
 from confreg.errors import ConfregError
 from confreg.steps.activity import kept
-from confreg.steps.effects import (
-    ROUTED,
-    change_means,
-    effect_axis,
-    effect_means,
-    errors,
-    routed_means,
-)
+from confreg.steps.effects import change_means, effect_axis, effect_means, errors, routed_means
 from confreg.steps.engines import choose
 from confreg.steps.upload import entries_that_fit
 from confreg.steps.values import VALUE, Value

@@ -10,12 +10,11 @@ import numpy as np
 from confreg.axes import Axis, Label, Variable
 from confreg.derive.means import of_sums, reduced
 from confreg.effects import Effect
+from confreg.effects.tally import ROUTED
 from confreg.sweep.step import Derivation
 
 if TYPE_CHECKING:
     import xarray as xr
-
-ROUTED = ("effect_sum_routed", "effect_abs_sum_routed", "effect_routed")
 
 
 def effect_axis(effects: Sequence[Effect]) -> Axis:
