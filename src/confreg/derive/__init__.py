@@ -16,9 +16,9 @@ from confreg.derive.conflicts import conflict as conflict
 from confreg.derive.discovery import q_values, q_variable
 from confreg.derive.doses import dose_response as dose_response
 from confreg.derive.gates import input_output as input_output
+from confreg.derive.means import mean_where_there
 from confreg.derive.mediated import mediated
 from confreg.derive.reliability import calibration as calibration
-from confreg.derive.repeats import mean_where_there
 from confreg.derive.roles import roles as roles
 from confreg.derive.roles import within_layer as within_layer
 from confreg.derive.traits import traits as traits

@@ -1,4 +1,4 @@
-"""Means of effects over tokens, from sums over the same tokens."""
+"""Means over tokens: of effects, from sums over the same tokens, and of what may be NaN."""
 
 from __future__ import annotations
 
@@ -53,3 +53,15 @@ def of_sums(
             if name in own:
                 found[:, column] = own[name](totals)
     return found
+
+
+def mean_where_there(values: np.ndarray) -> np.ndarray:
+    """Mean of each row over what is not NaN, NaN where all is: (n, T) to (n,) float64."""
+    there = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(there, values, 0).sum(axis=1, dtype=float) / there.sum(axis=1)
+
+
+def deviation_where_there(values: np.ndarray) -> np.ndarray:
+    """Standard deviation of each row over what is not NaN, as `mean_where_there`."""
+    return np.sqrt(mean_where_there((values - mean_where_there(values)[:, None]) ** 2))

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from confreg.derive.means import deviation_where_there, mean_where_there
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
@@ -140,15 +142,3 @@ def taken_back(change: ArrayLike, first: ArrayLike, second: ArrayLike) -> np.nda
     way = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
     change = np.asarray(change, dtype=float)
     return np.divide(-change, way, out=np.full(change.shape, np.nan), where=way != 0)
-
-
-def mean_where_there(values: np.ndarray) -> np.ndarray:
-    """Mean of each row over what is not NaN, NaN where all is: (n, T) to (n,) float64."""
-    there = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(there, values, 0).sum(axis=1, dtype=float) / there.sum(axis=1)
-
-
-def deviation_where_there(values: np.ndarray) -> np.ndarray:
-    """Standard deviation of each row over what is not NaN, as `mean_where_there`."""
-    return np.sqrt(mean_where_there((values - mean_where_there(values)[:, None]) ** 2))

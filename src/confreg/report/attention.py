@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from confreg.derive import repeats
+from confreg.derive.means import deviation_where_there
 from confreg.report.sections import Cell, Column, Figure, Options, Section, Table, has, section
 from confreg.report.styling import CHOSEN, CONTROL, legend, styled
 from confreg.report.wording import number, percent, signed
@@ -87,7 +88,7 @@ def spread(ds: xr.Dataset) -> np.ndarray:
     it never is, and 1 where it does not vary or activations are not kept."""
     if not _active(ds):
         return np.ones(ds.sizes["neuron"])
-    found = repeats.deviation_where_there(ds["activation"].values.astype(float))
+    found = deviation_where_there(ds["activation"].values.astype(float))
     return np.where(found == 0, 1.0, found)
 
 
