@@ -183,7 +183,10 @@ def make_plan(
             **provenance.attributes(recipe.name, recipe.source, recipe.documentation, options.seed),
             **_of_model(model),
             **(
-                {earlier.WEIGHTS: earlier.weights_of(model.fingerprint or "")}
+                {
+                    **_shape(model.about),
+                    earlier.WEIGHTS: earlier.weights_of(model.fingerprint or ""),
+                }
                 if model.is_language_model
                 else {}
             ),
@@ -259,7 +262,6 @@ def _of_model(model: Network) -> dict[str, str | int]:
         "model": about.name,
         "model_revision": about.revision or "",
         "model_architecture": about.architecture,
-        **_shape(about),
         "dtype": about.dtype,
         **({"model_adapter": model.adapter} if model.adapter else {}),
     }
@@ -298,9 +300,6 @@ def _configuration(
     import confreg
     from confreg.models.fingerprint import fingerprint
 
-    of_model = _of_model(study.model)
-    if study.model.is_language_model:  # the weights say that too
-        of_model = {k: v for k, v in of_model.items() if k not in _shape(study.model.about)}
     used = dict.fromkeys([study.model, *(each for item in items for each in _models(item))])
     for network in used:
         network.fingerprint = fingerprint(network)
@@ -319,7 +318,7 @@ def _configuration(
         "recipe": recipe.name,
         "recipe_sha256": recipe.digest,
         "parameters": dict(parameters),
-        **of_model,
+        **_of_model(study.model),
         **({"architecture_row": "; ".join(rows)} if rows else {}),
         **({} if study.is_remote else _libraries(study.model)),
         "weights_sha256": hashlib.sha256(" ".join(weights).encode()).hexdigest(),
